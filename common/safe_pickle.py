@@ -1,0 +1,40 @@
+"""Read pickles that may come from anywhere without running what is in them: only named harmless types are built."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Collection
+from pathlib import Path
+from typing import IO, Any
+
+from megaprot.common.errors import InputError
+
+
+class _RestrictedUnpickler(pickle.Unpickler):
+    """Refuses every global that is not on the list; without globals a pickle can only build plain containers."""
+
+    def __init__(self, stream: IO[bytes], allowed: Collection[tuple[str, str]]) -> None:
+        super().__init__(stream)
+        self.allowed = allowed
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in self.allowed:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+        return super().find_class(module, name)
+
+
+def load_restricted(path: Path, allowed: Collection[tuple[str, str]]) -> Any:
+    """Return the object pickled in ``path``, building nothing but plain containers and the types ``allowed``.
+
+    Args:
+        path: File to read.
+        allowed: (module, name) of each class or function the pickle may use.
+
+    Raises:
+        InputError: The file is damaged, or asks for anything else; nothing of it has run then.
+    """
+    try:
+        with path.open("rb") as stream:
+            return _RestrictedUnpickler(stream, allowed).load()
+    except Exception as error:
+        raise InputError(f"{path} is damaged or not what it should be ({error}); it was not loaded.") from error

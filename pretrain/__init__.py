@@ -1,0 +1,1 @@
+"""Sequences in, Megatron checkpoint out: data stream, model, engine, one training loop, recipes."""

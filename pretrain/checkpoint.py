@@ -1,0 +1,311 @@
+"""Checkpoints that are whole or not there: saved by all ranks, resharded on load, never trusted by name alone.
+
+``RUN/checkpoints/step_00001000/`` holds ``weights/`` (megatron-core's distributed checkpoint of model and optimizer,
+one key a layer), ``state.json`` (step, data position, guards), ``config.yaml``, ``vocabulary.json`` and
+``manifest.json`` (size and sha256 of every other file). A save is written under a temporary name, synced, given its
+manifest, then renamed; the newest complete one is found by looking.
+
+Loading runs nothing that a file brings along: the plain part is read by ``torch.load`` with ``weights_only``, the
+tensor part likewise, and the index, which torch unpickles, only after a restricted unpickler has accepted it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import yaml
+from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.core import CheckpointingException
+from megatron.core.dist_checkpointing.mapping import ShardedObject
+from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShardedStrategy
+from megatron.core.distributed import DistributedDataParallel
+from megatron.core.optimizer import MegatronOptimizer
+from torch.distributed.checkpoint import CheckpointException
+
+from megaprot.common.errors import InputError, RunError
+from megaprot.common.files import publish_folder, sha256_of, write_json_atomically
+from megaprot.common.safe_pickle import load_restricted
+from megaprot.common.vocabulary import Vocabulary
+from megaprot.pretrain.config import PretrainConfig
+from megaprot.pretrain.model.initialisation import SHARDING_METADATA
+
+OPTIMIZER_METADATA = {"distrib_optim_sharding_type": "fully_reshardable"}
+MANIFEST, STATE, WEIGHTS, CONFIG, VOCABULARY = "manifest.json", "state.json", "weights", "config.yaml", "vocabulary.json"
+_STEP_NAME = re.compile(r"step_(\d{8,})$")
+_DCP_METADATA = "torch.distributed.checkpoint.metadata"
+_DCP_PLANNER = "torch.distributed.checkpoint.planner"
+# All that the index of a distributed checkpoint of tensors is made of: plain records, enumerations, data types.
+_INDEX_TYPES = {
+    *((_DCP_METADATA, name) for name in ("Metadata", "TensorStorageMetadata", "ChunkStorageMetadata", "StorageMeta")),
+    *((_DCP_METADATA, name) for name in ("TensorProperties", "MetadataIndex", "_MEM_FORMAT_ENCODING")),
+    *((_DCP_PLANNER, name) for name in ("SavePlan", "WriteItem", "WriteItemType", "TensorWriteData")),
+    *(("torch", name) for name in ("Size", "float32", "bfloat16", "float16", "int64")),
+    ("torch.serialization", "_get_layout"),
+    ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
+}
+
+
+@dataclass
+class TrainingState:
+    """What a run must remember beside weights and optimizer to go on bit for bit.
+
+    Attributes:
+        step: Optimizer steps behind it (skipped ones counted).
+        epoch: Epoch of the next row.
+        row: Row of the next row in its epoch.
+        consumed_rows: Rows behind it, blank ones not counted.
+        consumed_residues: Residues behind it.
+        skipped_steps: Steps skipped so far.
+        skipped_in_a_row: Steps skipped since the last good one.
+        recent_losses: Window of the spike test, oldest first.
+        recent_grad_norms: The same for gradient norms.
+        data_fingerprint: sha256 of the training corpus.
+    """
+
+    step: int = 0
+    epoch: int = 0
+    row: int = 0
+    consumed_rows: int = 0
+    consumed_residues: int = 0
+    skipped_steps: int = 0
+    skipped_in_a_row: int = 0
+    recent_losses: list[float] = field(default_factory=list)
+    recent_grad_norms: list[float] = field(default_factory=list)
+    data_fingerprint: str = ""
+
+
+def step_folder(checkpoints: Path, step: int) -> Path:
+    """Return where the save after ``step`` steps lives."""
+    return checkpoints / f"step_{step:08d}"
+
+
+def saved_steps(checkpoints: Path) -> list[int]:
+    """Return the steps that have a folder, newest first; whether they are complete is for ``problem_of`` to say."""
+    if not checkpoints.is_dir():
+        return []
+    matches = (_STEP_NAME.match(entry.name) for entry in checkpoints.iterdir())
+    return sorted((int(match[1]) for match in matches if match), reverse=True)
+
+
+def problem_of(folder: Path) -> str:
+    """Return what makes a save incomplete, naming the file, or an empty string.
+
+    Looks at presence and sizes only; ``damaged_file`` compares checksums.
+    """
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        files = manifest["files"]
+        for name, entry in files.items():
+            path = folder / name
+            if not path.is_file():
+                return f"{path} is missing"
+            if path.stat().st_size != entry["num_bytes"]:
+                return f"{path} has {path.stat().st_size} bytes instead of {entry['num_bytes']}"
+    except FileNotFoundError:
+        return f"{folder / MANIFEST} is missing"
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return f"{folder / MANIFEST} is damaged"
+    return "" if {STATE, CONFIG, VOCABULARY} <= set(files) else f"{folder / MANIFEST} does not list all parts"
+
+
+def damaged_file(folder: Path, share: int = 0, num_shares: int = 1) -> str:
+    """Return the first file of this process's share whose checksum is not the manifest's, or an empty string."""
+    files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
+    for name in sorted(files)[share::num_shares]:
+        if sha256_of(folder / name) != files[name]["sha256"]:
+            return str(folder / name)
+    return ""
+
+
+def newest_complete(checkpoints: Path) -> Path | None:
+    """Return the newest save that is whole and undamaged, or None where nothing was ever saved.
+
+    Every rank calls this; each checks the checksums of a share of the files. Saves that are not whole are named on
+    standard output and passed over.
+
+    Raises:
+        InputError: There are saves, but not one of them is whole.
+    """
+    rank, size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    problems = []
+    for step in saved_steps(checkpoints):
+        folder = step_folder(checkpoints, step)
+        problem = problem_of(folder)
+        if not problem:
+            damaged = damaged_file(folder, rank, size)
+            problem = f"{damaged} does not match its checksum" if damaged else ""
+        if size > 1:
+            found: list[Any] = [None] * size
+            dist.all_gather_object(found, problem)
+            problem = next(filter(None, found), "")
+        if not problem:
+            return folder
+        problems.append(problem)
+        if rank == 0:
+            print(f"checkpoint passed over: {problem}", flush=True)
+    if problems:
+        raise InputError(f"no checkpoint in {checkpoints} is whole ({problems[0]}); restore one or choose a new run.dir.")
+    return None
+
+
+def _sharded_state(
+    chunks: list[DistributedDataParallel], optimizer: MegatronOptimizer | None, is_loading: bool
+) -> dict[str, Any]:
+    """Return what distributed checkpointing saves or fills: tensors by global name, one set a model chunk."""
+    state: dict[str, Any] = {}
+    for index, chunk in enumerate(chunks):
+        whole = chunk.module.sharded_state_dict(metadata=dict(SHARDING_METADATA))
+        # The parallel layers' empty extra states would be saved as pickled bytes; only tensors are ours to keep.
+        state[f"model{index}"] = {name: part for name, part in whole.items() if not isinstance(part, ShardedObject)}
+    if optimizer is not None:
+        state["optimizer"] = optimizer.sharded_state_dict(
+            state if len(chunks) > 1 else state["model0"], is_loading=is_loading, metadata=dict(OPTIMIZER_METADATA)
+        )
+    return state
+
+
+def _on_every_rank(message: str) -> None:
+    """Raise RunError on all ranks alike if any of them has a ``message``."""
+    found: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(found, message)
+    failure = next(filter(None, found), "")
+    if failure:
+        raise RunError(failure)
+
+
+def save(
+    checkpoints: Path,
+    chunks: list[DistributedDataParallel],
+    optimizer: MegatronOptimizer,
+    state: TrainingState,
+    config: PretrainConfig,
+    vocabulary: Vocabulary,
+) -> Path:
+    """Save the run after ``state.step`` steps; all ranks call it. Returns the finished folder.
+
+    Raises:
+        RunError: A rank could not write (a full disk, say); the unfinished folder is left under its temporary name
+            and older saves are untouched.
+    """
+    final = step_folder(checkpoints, state.step)
+    partial = final.with_name(f".{final.name}.partial")
+    rank = dist.get_rank()
+    failure = ""
+    if rank == 0:
+        try:
+            shutil.rmtree(partial, ignore_errors=True)
+            (partial / WEIGHTS).mkdir(parents=True)
+        except OSError as error:
+            failure = f"{partial} cannot be written ({error.strerror}); free the disk or choose another run.dir."
+    _on_every_rank(failure)
+    checksums: dict[str, Any] = {}
+    try:
+        # One writer a rank: more would be forked beside it and compete for the same cores.
+        strategy = TorchDistSaveShardedStrategy("torch_dist", 1, thread_count=1)
+        dist_checkpointing.save(_sharded_state(chunks, optimizer, False), str(partial / WEIGHTS), strategy)
+        checksums = _checksums(partial, (f"__{rank}_*", "common.pt", "metadata.json", ".metadata"), rank)
+    except (OSError, RuntimeError, CheckpointException, CheckpointingException) as error:
+        failure = f"the checkpoint {final} could not be written ({_last_line(error)}); free the disk and start again."
+    _on_every_rank(failure)
+    gathered: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(gathered, checksums)
+    if rank == 0:
+        try:
+            _finish(partial, final, gathered, state, config, vocabulary)
+        except OSError as error:
+            failure = f"the checkpoint {final} could not be finished ({error.strerror}); free the disk and start again."
+    _on_every_rank(failure)
+    return final
+
+
+def _last_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[-1][:200] if str(error).strip() else type(error).__name__
+
+
+def _checksums(partial: Path, patterns: tuple[str, ...], rank: int) -> dict[str, Any]:
+    """Return size and sha256 of the files this rank wrote: its own shards, on rank 0 the common parts as well."""
+    paths = [path for pattern in patterns[: None if rank == 0 else 1] for path in (partial / WEIGHTS).glob(pattern)]
+    return {
+        str(path.relative_to(partial)): {"num_bytes": path.stat().st_size, "sha256": sha256_of(path)} for path in paths
+    }
+
+
+def _finish(
+    partial: Path,
+    final: Path,
+    checksums: list[dict[str, Any]],
+    state: TrainingState,
+    config: PretrainConfig,
+    vocabulary: Vocabulary,
+) -> None:
+    """Write the small files and the manifest, then give the folder its name."""
+    (partial / CONFIG).write_text(yaml.safe_dump(asdict(config), sort_keys=False), encoding="utf-8")
+    write_json_atomically(partial / STATE, asdict(state))
+    write_json_atomically(partial / VOCABULARY, vocabulary.to_dict())
+    files = {name: entry for part in checksums for name, entry in part.items()}
+    for name in (CONFIG, STATE, VOCABULARY):
+        files[name] = {"num_bytes": (partial / name).stat().st_size, "sha256": sha256_of(partial / name)}
+    write_json_atomically(partial / MANIFEST, {"format": "megaprot-checkpoint", "version": 1, "files": files})
+    if final.exists():  # an earlier try at the same step: replaced by the proven new one
+        shutil.rmtree(final)
+    publish_folder(partial, final)
+
+
+def prune(checkpoints: Path, keep: int) -> None:
+    """Delete all but the newest ``keep`` saves that are complete; 0 keeps all. Incomplete ones are left to look at."""
+    complete = [step for step in saved_steps(checkpoints) if not problem_of(step_folder(checkpoints, step))]
+    for step in complete[keep:] if keep else []:
+        folder = step_folder(checkpoints, step)
+        doomed = folder.with_name(f".{folder.name}.deleted")
+        os.rename(folder, doomed)  # first out of sight, so that a half-deleted save is never found
+        shutil.rmtree(doomed)
+
+
+def read_state(folder: Path) -> TrainingState:
+    """Return ``state.json`` of a complete save; raises InputError if it is not one."""
+    try:
+        return TrainingState(**json.loads((folder / STATE).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(f"{folder / STATE} cannot be read ({error}); restore it or use an older step.") from error
+
+
+def read_vocabulary(folder: Path) -> Vocabulary:
+    """Return the vocabulary a save was trained with; raises InputError if it cannot be read."""
+    try:
+        return Vocabulary.from_dict(json.loads((folder / VOCABULARY).read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{folder / VOCABULARY} cannot be read ({error}); restore it or use an older step.") from error
+
+
+def load(folder: Path, chunks: list[DistributedDataParallel], optimizer: MegatronOptimizer | None = None) -> None:
+    """Load weights, and the optimizer if given, into any layout; all ranks call it.
+
+    Raises:
+        InputError: The index would build something other than tensors, or the save does not fit the model.
+    """
+    weights = folder / WEIGHTS
+    index = load_restricted(weights / ".metadata", _INDEX_TYPES)
+    for name, entry in index.state_dict_metadata.items():
+        if type(entry).__name__ != "TensorStorageMetadata":
+            raise InputError(f"{weights} holds the object {name}, which is no tensor; it was not loaded.")
+    sharded = _sharded_state(chunks, optimizer, True)
+    try:
+        loaded = dist_checkpointing.load(sharded, str(weights))
+    except (CheckpointingException, CheckpointException, RuntimeError, KeyError) as error:
+        raise InputError(
+            f"{folder} does not fit this model ({_last_line(error)}); give the model it was saved with."
+        ) from error
+    for number, chunk in enumerate(chunks):
+        extra_states = dict.fromkeys(name for name in chunk.module.state_dict() if name.endswith("_extra_state"))
+        chunk.module.load_state_dict(loaded[f"model{number}"] | extra_states)
+    if optimizer is not None:
+        optimizer.load_state_dict(loaded["optimizer"])

@@ -1,0 +1,1 @@
+"""ProteinBert on megatron-core: embedding, packed attention, head, specification, initial weights."""

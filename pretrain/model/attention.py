@@ -1,0 +1,158 @@
+"""Packed attention: block-diagonal over the sequences of a row, positions restarting in each.
+
+Three kernels compute the same thing; the run names the one it uses and a missing one is an error, never replaced:
+
+* ``sdpa``: ``scaled_dot_product_attention`` sequence by sequence, on any device and in any precision;
+* ``varlen``: ``torch.nn.attention.varlen``, flash attention over ``cu_seqlens`` (CUDA, bf16 or fp16);
+* ``te``: Transformer Engine's fused attention in its packed ("thd") layout (CUDA).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.tensor_parallel import get_cuda_rng_tracker
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from megaprot.common.errors import InputError
+
+
+@dataclass
+class PackedSequences(PackedSeqParams):
+    """What attention must know of a packed row; travels through megatron-core as its ``packed_seq_params``.
+
+    Attributes:
+        segment_lengths: Tokens of each segment, on the host, so that no kernel has to ask the device.
+        rotary_cos: Cosines by token [row_tokens, 1, head_size], fp32; empty without rotary positions.
+        rotary_sin: Sines, same shape.
+    """
+
+    segment_lengths: tuple[int, ...] = ()
+    rotary_cos: Tensor | None = None
+    rotary_sin: Tensor | None = None
+
+
+def rotary_table(positions: Tensor, head_size: int, base: float = 10000.0) -> tuple[Tensor, Tensor]:
+    """Return cosines and sines of rotary embeddings (Su et al. 2021) gathered by position.
+
+    Args:
+        positions: Position of each token in its sequence [row_tokens].
+        head_size: Channels of one attention head (even).
+        base: Base of the geometric series of wave lengths.
+
+    Returns:
+        Two fp32 tensors [row_tokens, 1, head_size]; both halves of the last axis hold the same angles.
+    """
+    steps = torch.arange(0, head_size, 2, device=positions.device, dtype=torch.float32)
+    angles = positions.float()[:, None] * (base ** (-steps / head_size))[None, :]
+    angles = torch.cat((angles, angles), dim=-1)[:, None, :]
+    return angles.cos(), angles.sin()
+
+
+def apply_rotary(states_tnd: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate query or key states [tokens, heads, head_size] by their positions, in fp32, back in their own type."""
+    states = states_tnd.float()
+    first, second = states.chunk(2, dim=-1)
+    return (states * cos + torch.cat((-second, first), dim=-1) * sin).to(states_tnd.dtype)
+
+
+def _sdpa(query: Tensor, key: Tensor, value: Tensor, packed: PackedSequences, dropout: float) -> Tensor:
+    outputs = []
+    for parts in zip(*(states.split(packed.segment_lengths) for states in (query, key, value)), strict=True):
+        query_nld, key_nld, value_nld = (part.transpose(0, 1).unsqueeze(0) for part in parts)
+        attended = scaled_dot_product_attention(query_nld, key_nld, value_nld, dropout_p=dropout)
+        outputs.append(attended.squeeze(0).transpose(0, 1))
+    return torch.cat(outputs)
+
+
+def _varlen(query: Tensor, key: Tensor, value: Tensor, packed: PackedSequences, dropout: float) -> Tensor:
+    from torch.nn.attention.varlen import varlen_attn
+
+    bounds, longest = packed.cu_seqlens_q, packed.max_seqlen_q
+    return varlen_attn(query, key, value, bounds, bounds, longest, longest)
+
+
+def require_backend(name: str, precision: str, attention_dropout: float) -> None:
+    """Raise InputError when attention kernel ``name`` cannot run here, in this precision or with this dropout."""
+    if name == "sdpa":
+        return
+    problem = ""
+    if not torch.cuda.is_available():
+        problem = "needs a CUDA device"
+    elif precision == "fp32":
+        problem = "runs in bf16 or fp16 only"
+    elif name == "varlen" and importlib.util.find_spec("torch.nn.attention.varlen") is None:
+        problem = f"needs torch 2.10 or newer, this is {torch.__version__}"
+    elif name == "varlen" and attention_dropout > 0:
+        problem = "has no attention dropout"
+    elif name == "te" and importlib.util.find_spec("transformer_engine") is None:
+        problem = "needs the package transformer-engine (pip install megaprot[gpu])"
+    if problem:
+        raise InputError(f"model.attention_backend: {name} {problem}; choose sdpa or change that.")
+
+
+class PackedAttention(torch.nn.Module):
+    """The core attention of a layer, plugged into megatron-core's ``SelfAttention`` by its module spec.
+
+    Args:
+        backend: ``sdpa``, ``varlen`` or ``te``.
+        config: Engine configuration.
+        layer_number: Number of the layer, from 1.
+        options: The other arguments megatron-core passes; handed on to Transformer Engine.
+    """
+
+    def __init__(self, backend: str, config: TransformerConfig, layer_number: int, **options: Any) -> None:
+        super().__init__()
+        self.config = config
+        self.dropout = config.attention_dropout
+        self.kernel: Any = {"sdpa": _sdpa, "varlen": _varlen}.get(backend)
+        if backend == "te":
+            from megatron.core.extensions.transformer_engine import TEDotProductAttention
+
+            self.transformer_engine = TEDotProductAttention(config=config, layer_number=layer_number, **options)
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        attn_mask_type: Any = None,
+        attention_bias: Tensor | None = None,
+        packed_seq_params: PackedSequences | None = None,
+    ) -> Tensor:
+        """Attend within each sequence of the row.
+
+        Args:
+            query: [row_tokens, heads of this rank, head_size]; ``key`` and ``value`` alike.
+            attention_mask: Not used: the segments of ``packed_seq_params`` are the mask.
+            attn_mask_type: Handed on to Transformer Engine.
+            attention_bias: Not used.
+            packed_seq_params: The row's segments and rotary tables.
+
+        Returns:
+            [row_tokens, heads of this rank * head_size].
+        """
+        packed = packed_seq_params
+        assert packed is not None, "packed attention needs the row's segments"
+        if packed.rotary_cos is not None and packed.rotary_sin is not None:
+            query = apply_rotary(query, packed.rotary_cos, packed.rotary_sin)
+            key = apply_rotary(key, packed.rotary_cos, packed.rotary_sin)
+        if self.kernel is None:
+            return self.transformer_engine(
+                query, key, value, None, attn_mask_type=attn_mask_type, packed_seq_params=packed
+            )
+        dropout = self.dropout if self.training else 0.0
+        if dropout == 0.0:
+            attended = self.kernel(query, key, value, packed, 0.0)
+        else:
+            # Heads differ between tensor-parallel ranks, so their dropout must too: the tracker's per-rank state.
+            with get_cuda_rng_tracker().fork():
+                attended = self.kernel(query, key, value, packed, dropout)
+        return attended.flatten(1)

@@ -1,0 +1,59 @@
+"""Install Megaprot: each top-level folder becomes the sub-package of the same name of ``megaprot``."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOMS = ("common", "pretrain", "tools", "launch")
+VERSION = "0.1.0"
+
+
+def packages() -> dict[str, str]:
+    """Return {package name: folder} for every room and the packages inside it."""
+    found = {}
+    for room in ROOMS:
+        found[f"megaprot.{room}"] = room
+        for inner in find_packages(room):
+            found[f"megaprot.{room}.{inner}"] = f"{room}/{inner.replace('.', '/')}"
+    return found
+
+
+setup(
+    name="megaprot",
+    version=VERSION,
+    description="Protein language models at Megatron scale, from Pfam to predictions",
+    long_description=Path("README.md").read_text(encoding="utf-8") if Path("README.md").exists() else "",
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    packages=list(packages()),
+    package_dir=packages(),
+    package_data={"": ["py.typed", "recipes/*.yaml"]},
+    install_requires=[
+        "torch>=2.10",
+        "megatron-core>=0.16.1,<0.17",
+        "numpy>=1.26",
+        "psutil>=5.9",  # megatron-core's checkpoint writers import it
+        "PyYAML>=6.0",
+        "jsonargparse[signatures]>=4.40",
+        "tqdm>=4.66",
+        "matplotlib>=3.8",
+    ],
+    extras_require={
+        "gpu": ["transformer-engine[pytorch]>=2.9"],
+        "logging": ["tensorboard>=2.16", "wandb>=0.17"],
+        "dev": [
+            "pytest>=8",
+            "hypothesis>=6.100",
+            "ruff>=0.6",
+            "mypy>=1.11",
+            "types-PyYAML",
+            "setuptools>=70.1",
+            "wheel",
+            "transformers>=4.40",
+            "fair-esm>=2.0",
+            "megatron-tokenizer-lite==0.0.2",
+        ],
+    },
+    entry_points={"console_scripts": ["megaprot = megaprot.tools.cli:main"]},
+)
