@@ -15,14 +15,11 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
-import yaml
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.core import CheckpointingException
 from megatron.core.dist_checkpointing.mapping import ShardedObject
@@ -31,6 +28,8 @@ from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import MegatronOptimizer
 from torch.distributed.checkpoint import CheckpointException
 
+from megaprot.common.command_line import parse_config
+from megaprot.common.config_yaml import config_to_yaml
 from megaprot.common.errors import InputError, RunError
 from megaprot.common.files import publish_folder, sha256_of, write_json_atomically
 from megaprot.common.safe_pickle import load_restricted
@@ -39,7 +38,13 @@ from megaprot.pretrain.config import PretrainConfig
 from megaprot.pretrain.model.initialisation import SHARDING_METADATA
 
 OPTIMIZER_METADATA = {"distrib_optim_sharding_type": "fully_reshardable"}
-MANIFEST, STATE, WEIGHTS, CONFIG, VOCABULARY = "manifest.json", "state.json", "weights", "config.yaml", "vocabulary.json"
+MANIFEST, STATE, WEIGHTS, CONFIG, VOCABULARY = (
+    "manifest.json",
+    "state.json",
+    "weights",
+    "config.yaml",
+    "vocabulary.json",
+)
 _STEP_NAME = re.compile(r"step_(\d{8,})$")
 _DCP_METADATA = "torch.distributed.checkpoint.metadata"
 _DCP_PLANNER = "torch.distributed.checkpoint.planner"
@@ -126,6 +131,12 @@ def damaged_file(folder: Path, share: int = 0, num_shares: int = 1) -> str:
     return ""
 
 
+def newest_whole_by_size(checkpoints: Path) -> Path | None:
+    """Return the newest save whose files are all there in their sizes, None without one; checksums are not compared."""
+    folders = (step_folder(checkpoints, step) for step in saved_steps(checkpoints))
+    return next((folder for folder in folders if not problem_of(folder)), None)
+
+
 def newest_complete(checkpoints: Path) -> Path | None:
     """Return the newest save that is whole and undamaged, or None where nothing was ever saved.
 
@@ -153,7 +164,7 @@ def newest_complete(checkpoints: Path) -> Path | None:
         if rank == 0:
             print(f"checkpoint passed over: {problem}", flush=True)
     if problems:
-        raise InputError(f"no checkpoint in {checkpoints} is whole ({problems[0]}); restore one or choose a new run.dir.")
+        raise InputError(f"no checkpoint in {checkpoints} is whole ({problems[0]}); restore one or name a new run.dir.")
     return None
 
 
@@ -248,7 +259,7 @@ def _finish(
     vocabulary: Vocabulary,
 ) -> None:
     """Write the small files and the manifest, then give the folder its name."""
-    (partial / CONFIG).write_text(yaml.safe_dump(asdict(config), sort_keys=False), encoding="utf-8")
+    (partial / CONFIG).write_text(config_to_yaml(config), encoding="utf-8")
     write_json_atomically(partial / STATE, asdict(state))
     write_json_atomically(partial / VOCABULARY, vocabulary.to_dict())
     files = {name: entry for part in checksums for name, entry in part.items()}
@@ -276,6 +287,11 @@ def read_state(folder: Path) -> TrainingState:
         return TrainingState(**json.loads((folder / STATE).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
         raise InputError(f"{folder / STATE} cannot be read ({error}); restore it or use an older step.") from error
+
+
+def read_config(folder: Path) -> PretrainConfig:
+    """Return the configuration a save was made with; raises InputError if it cannot be read."""
+    return parse_config(PretrainConfig, ["--config", str(folder / CONFIG)], program="megaprot", description="")
 
 
 def read_vocabulary(folder: Path) -> Vocabulary:

@@ -23,7 +23,7 @@ class ModelConfig:
         token_dropout: ESM-2's rescaling of embeddings by the share of ``<mask>`` tokens in each sequence.
         initial_std: Standard deviation of initial weights; the two output projections of a layer get
             ``initial_std / sqrt(2 * num_layers)`` as in Megatron-LM.
-        attention_backend: ``sdpa`` (anywhere), ``varlen`` (torch's flash attention, CUDA) or ``te`` (Transformer Engine).
+        attention_backend: ``sdpa`` (anywhere), ``varlen`` (torch's flash attention, CUDA), ``te`` (Transformer Engine).
     """
 
     num_layers: int = 6
@@ -53,7 +53,7 @@ class ParallelConfig:
         tensor: Tensor-parallel size.
         pipeline: Number of pipeline stages.
         virtual_pipeline: Model chunks a pipeline stage holds (interleaved schedule); 1 is the plain 1F1B schedule.
-        pipeline_layout: Layers of each of the ``pipeline * virtual_pipeline`` chunks in order; empty spreads them evenly,
+        pipeline_layout: Layers of each of the ``pipeline * virtual_pipeline`` chunks in order; empty: even spread,
             earlier chunks taking the remainder.
         sequence: Split LayerNorms, dropouts and the residual stream by tokens over the tensor-parallel ranks.
         distributed_optimizer: Shard optimizer state over data-parallel ranks.

@@ -24,7 +24,7 @@ _installed: list[TorchFunctionMode] = []
 
 
 class _Stream:
-    """Stands for a CUDA stream or event: work on the CPU is done when the call returns, so there is nothing to wait for."""
+    """Stands for a CUDA stream or event: CPU work is done when the call returns, so there is nothing to wait for."""
 
     def __init__(self, *_: Any, **__: Any) -> None:
         pass

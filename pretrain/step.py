@@ -67,7 +67,7 @@ def _exponential(value: float) -> float:
 
 
 def most_likely_tokens(logits_mv: Tensor) -> Tensor:
-    """Return the id of the highest logit at each position [capacity], over all tensor-parallel shares of the vocabulary.
+    """Return the id of the highest logit at each position [capacity], over all shares of the vocabulary.
 
     Args:
         logits_mv: This rank's share of the logits [capacity, vocabulary share].

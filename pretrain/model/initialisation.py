@@ -27,8 +27,8 @@ def parameter_seed(seed: int, name: str) -> int:
 def initial_tensor(name: str, shape: tuple[int, ...], seed: int, std: float, num_layers: int) -> torch.Tensor:
     """Return the whole fp32 start value of one parameter.
 
-    LayerNorm weights are 1 and biases 0; every matrix is normal with ``std``, the two output projections of a layer with
-    ``std / sqrt(2 * num_layers)`` (Megatron-LM, after GPT-2).
+    LayerNorm weights are 1 and biases 0; every matrix is normal with ``std``, the two output projections of a layer
+    with ``std / sqrt(2 * num_layers)`` (Megatron-LM, after GPT-2).
     """
     if name.endswith(".bias"):
         return torch.zeros(shape)
@@ -56,8 +56,7 @@ def initialise(module: MegatronModule, seed: int, std: float, num_layers: int) -
             continue
         whole = initial_tensor(sharded.key, tuple(sharded.global_shape), seed, std, num_layers)
         window = tuple(
-            slice(start, start + size)
-            for start, size in zip(sharded.global_offset, sharded.local_shape, strict=True)
+            slice(start, start + size) for start, size in zip(sharded.global_offset, sharded.local_shape, strict=True)
         )
         sharded.data.copy_(whole[window])
         filled += sharded.data.numel()

@@ -10,7 +10,7 @@ class LayerNorm(torch.nn.LayerNorm):
     """``torch.nn.LayerNorm`` with the constructor megatron-core's specs call.
 
     Under sequence parallelism each tensor-parallel rank sees only its share of the tokens, so the gradients of weight
-    and bias are partial sums: both are marked ``sequence_parallel``, which has megatron-core add them up over the ranks.
+    and bias are partial sums: both are marked ``sequence_parallel``, so that megatron-core adds them up over the ranks.
 
     Args:
         config: Engine configuration; only ``sequence_parallel`` is read.

@@ -1,0 +1,276 @@
+"""The training loop: one linear pass over the steps of a run, on every rank alike."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+
+from megatron.core.distributed import DistributedDataParallel
+from megatron.core.optimizer import MegatronOptimizer
+
+from megaprot.common.config_yaml import config_to_yaml
+from megaprot.common.errors import RunError
+from megaprot.common.files import atomic_write
+from megaprot.common.packing import PackedRow
+from megaprot.pretrain import checkpoint
+from megaprot.pretrain.checkpoint import TrainingState
+from megaprot.pretrain.config import PretrainConfig
+from megaprot.pretrain.corpus import Corpus
+from megaprot.pretrain.engine import build_model, transformer_config
+from megaprot.pretrain.evaluation import add_tallies, evaluate_stream
+from megaprot.pretrain.guard import reason_to_skip, remember
+from megaprot.pretrain.metrics_log import MetricsLog
+from megaprot.pretrain.optimizer import build_optimizer, learning_rate, set_learning_rate
+from megaprot.pretrain.parallel import Place, seed_dropout
+from megaprot.pretrain.report import describe_run, interval_row, progress_line
+from megaprot.pretrain.step import StepResult, Tally, accumulate_gradients, apply_gradients
+from megaprot.pretrain.stream import StreamPosition, TrainingStream, ValidationStream, iterate_steps
+from megaprot.pretrain.validation import batch_rows_at, capacity_of, masking_of
+
+REQUEUE_MARKER = "REQUEUE"
+
+
+@dataclass
+class Interval:
+    """What happened since the last log row; every number is the world's.
+
+    Attributes:
+        tally: Sums over masked positions of steps that were not skipped.
+        residues: Real residues read.
+        tokens: Tokens in sequences read.
+        squared_lengths: Sum of squared sequence lengths read.
+        masked: Masked positions predicted.
+        started: Clock at the beginning, in seconds.
+        num_steps: Steps taken.
+    """
+
+    tally: Tally = field(default_factory=Tally)
+    residues: float = 0.0
+    tokens: float = 0.0
+    squared_lengths: float = 0.0
+    masked: float = 0.0
+    started: float = field(default_factory=time.perf_counter)
+    num_steps: int = 0
+
+
+class StopRequest:
+    """Remembers SIGTERM and SIGUSR1, so that the run saves and ends after the step it is in."""
+
+    def __init__(self) -> None:
+        self.signal_number = 0
+        for number in (signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(number, self._remember)
+
+    def _remember(self, number: int, frame: FrameType | None) -> None:
+        self.signal_number = number
+
+
+def _measures(rows: list[PackedRow], place: Place) -> list[float]:
+    """Return residues, tokens and squared lengths of this rank's rows, zeros where another rank counts them."""
+    if place.tensor_rank or place.pipeline_rank:
+        return [0.0, 0.0, 0.0]
+    lengths = [row.cu_seqlens[: row.num_sequences + 1] for row in rows]
+    tokens = sum(float(bounds[-1]) for bounds in lengths)
+    squared = sum(float(((bounds[1:] - bounds[:-1]).astype(float) ** 2).sum()) for bounds in lengths)
+    return [float(sum(row.num_residues for row in rows)), tokens, squared]
+
+
+class Training:
+    """A run in progress: model, optimizer, streams and what must be remembered.
+
+    Args:
+        config: The run, validated.
+        train: Training corpus.
+        valid: Validation corpus.
+        place: Where this process stands.
+    """
+
+    def __init__(self, config: PretrainConfig, train: Corpus, valid: Corpus, place: Place) -> None:
+        self.config, self.place, self.corpus = config, place, train
+        self.checkpoints = Path(config.run.dir) / "checkpoints"
+        engine = transformer_config(config)
+        self.chunks: list[DistributedDataParallel] = build_model(config, engine, train.vocabulary, place)
+        self.optimizer: MegatronOptimizer = build_optimizer(config.optim, config.train, config.parallel, self.chunks)
+        engine.grad_scale_func = self.optimizer.scale_loss
+        data = config.data
+        shape = (data.row_tokens, data.max_sequence_length, masking_of(data), capacity_of(data, config.parallel.tensor))
+        self.stream = TrainingStream(train, *shape, config.run.seed)
+        self.validation = ValidationStream(valid, *shape, max_rows=config.train.eval_rows)
+        self.state = TrainingState(data_fingerprint=train.fingerprint)
+        self.saved_step = -1
+        self._resume()
+
+    def _resume(self) -> None:
+        """Go on from the newest complete checkpoint of the run folder, if there is one."""
+        newest = checkpoint.newest_complete(self.checkpoints)
+        if newest is None:
+            return
+        checkpoint.load(newest, self.chunks, self.optimizer)
+        self.state = checkpoint.read_state(newest)
+        self.saved_step = self.state.step
+        if self.place.is_main:
+            print(f"resumed from {newest}", flush=True)
+
+    def steps(self) -> Iterator[tuple[int, list[PackedRow], StreamPosition]]:
+        """Yield (step, this rank's rows, data position afterwards) for the steps still to take."""
+        position = StreamPosition(self.state.epoch, self.state.row)
+        todo = range(self.state.step, self.config.train.num_steps)
+        for loaded in iterate_steps(
+            self.stream,
+            position,
+            todo,
+            lambda step: batch_rows_at(step, self.config.train),
+            self.place.data_rank,
+            self.place.data_size,
+            self.config.data.num_workers,
+        ):
+            yield loaded.step, loaded.rows, loaded.position_after
+
+    def take_step(self, step: int, rows: list[PackedRow], requests: list[float]) -> tuple[StepResult, str]:
+        """Take optimizer step ``step`` on this rank's rows; return its result and why it was skipped, if it was."""
+        train, state = self.config.train, self.state
+        seed_dropout(self.config.run.seed, step, self.place)
+        set_learning_rate(self.optimizer, learning_rate(step, self.config.optim, train.num_steps))
+        result = accumulate_gradients(self.chunks, self.optimizer, rows, self.place, requests)
+        reason = reason_to_skip(
+            result.tally.mean_loss,
+            result.grad_norm,
+            state.recent_losses,
+            state.recent_grad_norms,
+            train.spike_window,
+            train.spike_sigma,
+        )
+        if reason:
+            state.skipped_steps += 1
+            state.skipped_in_a_row += 1
+            return result, reason
+        apply_gradients(self.optimizer, result.grad_norm, self.config.optim.clip_grad)
+        state.skipped_in_a_row = 0
+        remember(result.tally.mean_loss, state.recent_losses, train.spike_window)
+        remember(result.grad_norm, state.recent_grad_norms, train.spike_window)
+        return result, ""
+
+    def validate(self) -> Tally:
+        """Return the tally over the validation rows, the same on every rank."""
+        return evaluate_stream(self.chunks, self.validation, self.config, self.place)
+
+    def save(self) -> None:
+        """Write a checkpoint of the present step, then drop the oldest ones; a second call at one step does nothing."""
+        if self.saved_step == self.state.step:
+            return
+        checkpoint.save(self.checkpoints, self.chunks, self.optimizer, self.state, self.config, self.corpus.vocabulary)
+        self.saved_step = self.state.step
+        if self.place.is_main:
+            checkpoint.prune(self.checkpoints, self.config.train.keep_checkpoints)
+
+
+def _stop_after_skips(training: Training, step: int, reason: str) -> None:
+    """Raise RunError, on all ranks alike, once too many steps in a row were skipped."""
+    state, train = training.state, training.config.train
+    if state.skipped_in_a_row < train.max_skipped_steps:
+        return
+    kept = (
+        f"checkpoint step {training.saved_step} is kept" if training.saved_step >= 0 else "there is no checkpoint yet"
+    )
+    raise RunError(
+        f"{state.skipped_in_a_row} steps in a row were skipped, the last at step {step} ({reason}); {kept}; lower "
+        "optim.lr, lengthen optim.warmup_steps or look at the data."
+    )
+
+
+def _validate_and_log(training: Training, log: MetricsLog | None) -> None:
+    tally = training.validate()
+    if log is not None:
+        row = {
+            "step": training.state.step,
+            "validation_loss": tally.mean_loss,
+            "validation_perplexity": tally.perplexity,
+            "validation_masked_accuracy": tally.accuracy,
+            "validation_mask_perplexity": tally.mask_perplexity,
+        }
+        log.write(row)
+        log.say(
+            f"step {training.state.step:>7}  validation loss {tally.mean_loss:.4f}  perplexity {tally.perplexity:.3f}  "
+            f"on mask tokens {tally.mask_perplexity:.3f}  accuracy {tally.accuracy:.3f}"
+        )
+
+
+def _absorb(training: Training, interval: Interval, result: StepResult, skipped: str, position: StreamPosition) -> None:
+    """Add one step's numbers to the interval and to what the run remembers."""
+    state = training.state
+    _, _, residues, tokens, squared = result.requests
+    state.consumed_rows += batch_rows_at(state.step, training.config.train)
+    state.consumed_residues += round(residues)
+    state.step += 1
+    state.epoch, state.row = position.epoch, position.row
+    interval.residues += residues
+    interval.tokens += tokens
+    interval.squared_lengths += squared
+    interval.masked += result.tally.count
+    interval.num_steps += 1
+    if not skipped:
+        interval.tally = add_tallies(interval.tally, result.tally)
+
+
+def train(training: Training) -> None:
+    """Run the steps that are left: step, log, validate, save; stop early when asked to.
+
+    A signal (SIGTERM, SIGUSR1) ends the run after its step with a checkpoint and a ``REQUEUE`` marker in the run
+    folder; ``train.max_minutes`` ends it with a checkpoint.
+    """
+    config, place, state = training.config, training.place, training.state
+    run_folder, stop = Path(config.run.dir), StopRequest()
+    log = None
+    if place.is_main:
+        run_folder.mkdir(parents=True, exist_ok=True)
+        (run_folder / REQUEUE_MARKER).unlink(missing_ok=True)
+        with atomic_write(run_folder / "config.yaml") as stream:
+            stream.write(config_to_yaml(config).encode())
+        log = MetricsLog(config.run, state.step, config.train.num_steps)
+        for line in describe_run(config, training.corpus, training.stream, training.chunks, place):
+            log.say(line)
+    started, interval = time.monotonic(), Interval()
+    preempted = out_of_time = False
+    for step, rows, position in training.steps():
+        late = config.train.max_minutes and time.monotonic() - started > 60.0 * config.train.max_minutes
+        requests = [float(stop.signal_number > 0), float(bool(late) and place.is_main), *_measures(rows, place)]
+        result, skipped = training.take_step(step, rows, requests)
+        _absorb(training, interval, result, skipped, position)
+        preempted, out_of_time = result.requests[0] > 0, result.requests[1] > 0
+        if skipped and log is not None:
+            log.say(f"step {state.step:>7}  skipped: {skipped} ({state.skipped_steps} so far)")
+        last = state.step == config.train.num_steps or preempted or out_of_time
+        if state.step % config.train.log_interval == 0 or last:
+            row = interval_row(config, training.corpus.vocabulary.size, state, result, interval, place)
+            if log is not None:
+                log.write(row)
+                log.say(progress_line(row))
+            interval = Interval()
+        if log is not None:
+            log.advance(state.step)
+        _stop_after_skips(training, step, skipped)
+        if not (preempted or out_of_time) and _due(state.step, config.train.eval_interval, config.train.num_steps):
+            _validate_and_log(training, log)
+            interval.started = time.perf_counter()
+        if _due(state.step, config.train.save_interval, config.train.num_steps) or last:
+            training.save()
+            interval.started = time.perf_counter()
+        if preempted or out_of_time:
+            break
+    if log is not None:
+        if preempted:
+            with atomic_write(run_folder / REQUEUE_MARKER) as stream:
+                stream.write(f"step {state.step}\n".encode())
+            log.say(f"asked to stop: saved at step {state.step}; start the same command again to go on")
+        elif out_of_time:
+            log.say(f"train.max_minutes reached: saved at step {state.step}; start the same command again to go on")
+        log.close()
+
+
+def _due(step: int, interval: int, num_steps: int) -> bool:
+    """True at every ``interval`` steps and at the end; an interval of 0 means only at the end."""
+    return step == num_steps or bool(interval and step % interval == 0)

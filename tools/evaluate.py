@@ -1,0 +1,96 @@
+"""Measure the loss and perplexities of a checkpoint on a corpus."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from megaprot.common.errors import InputError
+from megaprot.pretrain.config import ParallelConfig
+
+
+@dataclass
+class EvaluateConfig:
+    """What ``megaprot evaluate`` can be told.
+
+    Attributes:
+        model: Run folder (its newest complete checkpoint is taken) or one ``step_...`` folder.
+        data: Corpus: a folder of ``megaprot preprocess`` (its ``valid`` part is taken) or the prefix of one part, such
+            as ``corpus/train``.
+        task: ``mlm``: masked-language modelling with the masks of validation.
+        rows: Rows to measure; 0 means all.
+        output: JSON file for the numbers; empty prints only.
+        parallel: Layout over processes; any layout loads any checkpoint.
+    """
+
+    model: str
+    data: str
+    task: Literal["mlm"] = "mlm"
+    rows: int = 0
+    output: str = ""
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+
+
+CONFIG = EvaluateConfig
+
+
+def checkpoint_folder(model: Path) -> Path:
+    """Return the complete checkpoint that ``model`` names: itself, or the newest one of a run folder."""
+    from megaprot.pretrain import checkpoint
+
+    if not model.is_dir():
+        raise InputError(f"--model {model} is not a folder; name a run folder or one of its checkpoints.")
+    if (model / checkpoint.STATE).is_file() or (model / checkpoint.MANIFEST).is_file():
+        problem = checkpoint.problem_of(model) or checkpoint.damaged_file(model)
+        if problem:
+            raise InputError(f"the checkpoint {model} is not whole: {problem}; restore it or name another step.")
+        return model
+    newest = checkpoint.newest_complete(model / "checkpoints")
+    if newest is None:
+        raise InputError(f"{model} holds no checkpoint; name a run folder of megaprot pretrain or one of its steps.")
+    return newest
+
+
+def run(config: EvaluateConfig) -> None:
+    """Evaluate as ``config`` says and print one line of numbers; under ``torchrun`` on all processes.
+
+    Raises:
+        InputError: Model or corpus are missing, damaged or do not fit each other.
+    """
+    warnings.filterwarnings("ignore", module="megatron")
+    logging.getLogger("megatron").setLevel(logging.ERROR)
+    from megaprot.common.files import write_json_atomically
+    from megaprot.pretrain import checkpoint, parallel
+    from megaprot.pretrain.corpus import Corpus
+    from megaprot.pretrain.evaluation import evaluate_checkpoint
+    from megaprot.pretrain.validation import check_layout, check_model
+
+    folder = checkpoint_folder(Path(config.model))
+    trained = checkpoint.read_config(folder)
+    trained.parallel = config.parallel
+    check_model(trained.model, trained.parallel)
+    check_layout(trained, int(os.environ.get("WORLD_SIZE", "1")))
+    prefix = Path(config.data) / "valid" if Path(config.data).is_dir() else Path(config.data)
+    corpus = Corpus.open(prefix)
+    corpus.verify_if_small()
+    saved = checkpoint.read_vocabulary(folder)
+    if saved != corpus.vocabulary:
+        raise InputError(
+            f"the corpus {prefix} has the vocabulary {corpus.vocabulary.name}, but {folder} has {saved.name}; "
+            f"preprocess with --vocabulary {saved.name}."
+        )
+    device = parallel.start_processes(trained.run.timeout_minutes)
+    try:
+        place = parallel.lay_out(trained.parallel, device)
+        numbers = evaluate_checkpoint(folder, trained, corpus, config.rows, place)
+    finally:
+        parallel.stop_processes()
+    if place.is_main:
+        print(json.dumps({"model": str(folder), "data": str(prefix), **numbers}))
+        if config.output:
+            write_json_atomically(Path(config.output), {"model": str(folder), "data": str(prefix), **numbers})
