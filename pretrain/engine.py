@@ -12,6 +12,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megaprot.common.vocabulary import Vocabulary
 from megaprot.pretrain.config import PretrainConfig
+from megaprot.pretrain.model.attention import resolve_backend
 from megaprot.pretrain.model.initialisation import initialise
 from megaprot.pretrain.model.protein_bert import ProteinBert
 from megaprot.pretrain.parallel import Place
@@ -117,6 +118,8 @@ def build_model(
         use_distributed_optimizer=config.parallel.distributed_optimizer,
         average_in_collective=False,
     )
+    model = config.model
+    backend = resolve_backend(model.attention_backend, config.train.precision, model.attention_dropout)
     chunks = []
     for chunk in range(virtual):
         stage = chunk if virtual > 1 else None
@@ -125,6 +128,7 @@ def build_model(
             config.model,
             vocabulary,
             config.data.max_sequence_length,
+            backend,
             pre_process=parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=stage),
             post_process=parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=stage),
             vp_stage=stage,

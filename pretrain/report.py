@@ -15,6 +15,7 @@ from megaprot.pretrain.checkpoint import TrainingState
 from megaprot.pretrain.config import PretrainConfig
 from megaprot.pretrain.corpus import Corpus
 from megaprot.pretrain.engine import layers_per_chunk
+from megaprot.pretrain.model.attention import resolve_backend
 from megaprot.pretrain.optimizer import learning_rate
 from megaprot.pretrain.parallel import Place
 from megaprot.pretrain.step import StepResult
@@ -60,6 +61,7 @@ def describe_run(
     num_chunks = parallel.pipeline * parallel.virtual_pipeline
     layers = layers_per_chunk(model.num_layers, num_chunks, parallel.pipeline_layout)
     device = torch.cuda.get_device_name() if place.device.type == "cuda" else "CPU (gloo)"
+    kernel = resolve_backend(model.attention_backend, train.precision, model.attention_dropout)
     millions = count_parameters(config, corpus.vocabulary.size) / 1e6
     return [
         f"model     {millions:.1f} M parameters: {model.num_layers} layers, hidden {model.hidden_size}, "
@@ -69,7 +71,7 @@ def describe_run(
         f"{' '.join(map(str, layers))}), DP {place.data_size}, "
         f"sequence parallel {'on' if parallel.sequence else 'off'}, "
         f"distributed optimizer {'on' if parallel.distributed_optimizer else 'off'}",
-        f"kernels   attention {model.attention_backend}, LayerNorm torch, AdamW torch fused, {train.precision}, "
+        f"kernels   attention {kernel}, LayerNorm torch, AdamW torch fused, {train.precision}, "
         f"recompute {train.recompute} ({fused_parts()})",
         f"data      {corpus.num_sequences:,} sequences, {corpus.num_residues:,} residues in "
         f"{stream.num_rows(0):,} rows of {config.data.row_tokens} tokens; {train.global_batch_rows} rows a step",

@@ -21,7 +21,7 @@ from megaprot.pretrain.checkpoint import (
 from megaprot.pretrain.config import DataConfig, ModelConfig, ParallelConfig, PretrainConfig, TrainConfig
 from megaprot.pretrain.corpus import Corpus
 from megaprot.pretrain.engine import layers_per_chunk
-from megaprot.pretrain.model.attention import require_backend
+from megaprot.pretrain.model.attention import resolve_backend
 from megaprot.pretrain.model.protein_bert import VOCABULARY_MULTIPLE
 
 _CAPACITY_MULTIPLE = 64
@@ -237,7 +237,7 @@ def validate(config: PretrainConfig, num_processes: int) -> tuple[Corpus, Corpus
     data_size = check_layout(config, num_processes)
     check_batch(config.train, config.parallel, data_size)
     masking_of(config.data)
-    require_backend(config.model.attention_backend, config.train.precision, config.model.attention_dropout)
+    resolve_backend(config.model.attention_backend, config.train.precision, config.model.attention_dropout)
     train, valid = open_corpora(config.data)
     check_row_shape(config.data.row_tokens, config.data.max_sequence_length, train.vocabulary.num_boundary_tokens)
     check_run_folder(config, train)

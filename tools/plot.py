@@ -49,6 +49,7 @@ def draw(runs: dict[str, list[dict[str, Any]]], output: Path, baseline: float) -
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
+    from matplotlib.ticker import MaxNLocator
 
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
     colours = pyplot.rcParams["axes.prop_cycle"].by_key()["color"]
@@ -69,6 +70,7 @@ def draw(runs: dict[str, list[dict[str, Any]]], output: Path, baseline: float) -
         )
     for axes in (left, right):
         axes.grid(alpha=0.3)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.legend(frameon=False)
     with atomic_write(output) as stream:
         figure.savefig(stream, format=output.suffix[1:], dpi=130)

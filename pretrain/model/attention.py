@@ -78,23 +78,39 @@ def _varlen(query: Tensor, key: Tensor, value: Tensor, packed: PackedSequences, 
     return varlen_attn(query, key, value, bounds, bounds, longest, longest)
 
 
-def require_backend(name: str, precision: str, attention_dropout: float) -> None:
-    """Raise InputError when attention kernel ``name`` cannot run here, in this precision or with this dropout."""
+def _problem(name: str, precision: str, attention_dropout: float) -> str:
+    """Return why attention kernel ``name`` cannot run here, or an empty string."""
     if name == "sdpa":
-        return
-    problem = ""
+        return ""
     if not torch.cuda.is_available():
-        problem = "needs a CUDA device"
-    elif precision == "fp32":
-        problem = "runs in bf16 or fp16 only"
-    elif name == "varlen" and importlib.util.find_spec("torch.nn.attention.varlen") is None:
-        problem = f"needs torch 2.10 or newer, this is {torch.__version__}"
-    elif name == "varlen" and attention_dropout > 0:
-        problem = "has no attention dropout"
-    elif name == "te" and importlib.util.find_spec("transformer_engine") is None:
-        problem = "needs the package transformer-engine (pip install megaprot[gpu])"
+        return "needs a CUDA device"
+    if precision == "fp32":
+        return "runs in bf16 or fp16 only"
+    if name == "te":
+        missing = importlib.util.find_spec("transformer_engine") is None
+        return "needs the package transformer-engine (pip install megaprot[gpu])" if missing else ""
+    if importlib.util.find_spec("torch.nn.attention.varlen") is None:
+        return f"needs torch 2.10 or newer, this is {torch.__version__}"
+    return "has no attention dropout" if attention_dropout > 0 else ""
+
+
+def resolve_backend(name: str, precision: str, attention_dropout: float) -> str:
+    """Return the attention kernel to use: ``name`` itself, or for ``auto`` the fastest that can run here.
+
+    Args:
+        name: ``auto``, ``varlen``, ``te`` or ``sdpa``.
+        precision: ``fp32``, ``bf16`` or ``fp16``.
+        attention_dropout: Dropout on attention weights.
+
+    Raises:
+        InputError: The kernel that was asked for cannot run here.
+    """
+    if name == "auto":
+        return next(one for one in ("varlen", "te", "sdpa") if not _problem(one, precision, attention_dropout))
+    problem = _problem(name, precision, attention_dropout)
     if problem:
-        raise InputError(f"model.attention_backend: {name} {problem}; choose sdpa or change that.")
+        raise InputError(f"model.attention_backend: {name} {problem}; choose auto or sdpa, or change that.")
+    return name
 
 
 class PackedAttention(torch.nn.Module):

@@ -68,9 +68,10 @@ class ProteinBert(LanguageModule):
 
     Args:
         config: Engine configuration (shape, layout, precision).
-        model: Megaprot's model section (positions, token dropout, attention backend).
+        model: Megaprot's model section (positions, token dropout).
         vocabulary: Tokens of the corpus.
         max_sequence_length: Rows of the learned position embedding.
+        attention_backend: Kernel, resolved: ``sdpa``, ``varlen`` or ``te``.
         pre_process: This chunk embeds tokens.
         post_process: This chunk ends with the head.
         vp_stage: Number of this chunk on its pipeline rank; None without an interleaved pipeline.
@@ -82,6 +83,7 @@ class ProteinBert(LanguageModule):
         model: ModelConfig,
         vocabulary: Vocabulary,
         max_sequence_length: int,
+        attention_backend: str,
         pre_process: bool = True,
         post_process: bool = True,
         vp_stage: int | None = None,
@@ -101,7 +103,7 @@ class ProteinBert(LanguageModule):
                 mask_token=vocabulary.mask if model.token_dropout else -1,
             )
         num_layers = get_num_layers_to_build(config, vp_stage)
-        layers = [layer_specification(model.attention_backend)] * num_layers
+        layers = [layer_specification(attention_backend)] * num_layers
         self.encoder = TransformerBlock(
             config=config,
             spec=TransformerBlockSubmodules(layer_specs=layers, layer_norm=LayerNorm),

@@ -1,0 +1,44 @@
+#!/usr/bin/env bash
+# Train a small protein BERT on the Pfam domains that ship with the repository, over four processes: preprocess, pretrain
+# under TP2 x PP2 with the distributed optimizer, stop half-way, resume, evaluate, draw. Needs no GPU.
+# usage: examples/quickstart.sh [FOLDER]      (FOLDER must not exist yet; default: quickstart)
+set -euo pipefail
+cd "$(dirname "$0")/.."
+folder=${1:-quickstart}
+if [ -e "$folder" ]; then
+    echo "quickstart: $folder is there from an earlier run; move it away or name another folder." >&2
+    exit 2
+fi
+say() { printf '\n\033[1m== %s\033[0m\n' "$*"; }
+pretrain() {
+    megaprot launch local --nproc 4 -- pretrain --config quickstart --data.path "$folder/corpus" --run.dir "$folder/run" \
+        --parallel.tensor 2 --parallel.pipeline 2 --parallel.sequence true --parallel.distributed_optimizer true "$@"
+}
+
+say "FASTA to indexed corpus"
+mkdir -p "$folder"
+megaprot preprocess --input examples/pfam/Pfam-A.cut.fasta.gz --output "$folder/corpus"
+
+say "pretrain over four processes: 2 tensor-parallel x 2 pipeline stages; stops after half a minute"
+pretrain --train.max_minutes 0.5
+
+say "the same command again goes on from the checkpoint"
+pretrain
+
+say "evaluate on the validation domains, in one process this time"
+megaprot evaluate --model "$folder/run" --data "$folder/corpus" --output "$folder/evaluation.json"
+
+read -r perplexity frequencies < <(python - "$folder/evaluation.json" <<'PYTHON'
+import json, sys
+
+numbers = json.load(open(sys.argv[1]))
+print(f"{numbers['mask_perplexity']:.3f} {numbers['residue_frequency_perplexity']:.3f}")
+PYTHON
+)
+megaprot plot --run "$folder/run" --output "$folder/loss.png" --baseline "$frequencies"
+
+say "done: validation perplexity on [MASK] positions $perplexity; residue frequencies alone give $frequencies"
+python -c "import sys; sys.exit(not $perplexity < $frequencies)" || {
+    echo "quickstart: the model did not get below the residue frequencies" >&2
+    exit 1
+}

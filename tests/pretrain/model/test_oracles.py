@@ -1,0 +1,232 @@
+"""ProteinBert with the weights of other libraries' models: the same logits, losses and gradients."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from megaprot.common.masking import KEPT, MASK_TOKEN
+from megaprot.common.packing import PackedRow
+from megaprot.common.vocabulary import Vocabulary, get_vocabulary
+from megaprot.pretrain.config import PretrainConfig
+from megaprot.pretrain.engine import build_model, transformer_config
+from megaprot.pretrain.optimizer import build_optimizer
+from megaprot.pretrain.parallel import Place
+from megaprot.pretrain.step import accumulate_gradients, evaluate_rows
+from tests.pretrain.global_weights import load_global
+from tests.pretrain.model.hf_weights import from_esm, from_fair_esm, from_megatron_bert
+from tests.pretrain.model.oracles import (
+    esm_for_masked_lm,
+    hidden_states_alone,
+    logits_alone,
+    megatron_bert,
+    randomise,
+)
+from tests.pretrain.tiny import ESM, inputs_of, random_sequences, split_by_sequence, tiny_config
+
+LENGTHS = (30, 3, 61, 17, 2)  # 15 places of padding in a row of 128
+PROTEINLM = get_vocabulary("proteinlm")
+
+
+def build(config: PretrainConfig, weights: dict[str, Tensor], place: Place, vocabulary: Vocabulary = ESM) -> Any:
+    """Model chunk (wrapped for data parallelism) and the engine settings it was built with."""
+    engine = transformer_config(config)
+    chunk = build_model(config, engine, vocabulary, place)[0]
+    load_global(chunk.module, weights)
+    return chunk, engine
+
+
+@torch.no_grad()
+def packed_logits(chunk: Any, sequences: list[list[int]], pad: int, place: Place, row_tokens: int = 128) -> Tensor:
+    chunk.eval()
+    return chunk(**inputs_of(sequences, row_tokens, pad, place.device))
+
+
+def assert_equal(ours: list[Tensor], theirs: list[Tensor]) -> None:
+    for mine, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("token_dropout", [False, True])
+@pytest.mark.parametrize("positions", ["rotary", "learned"])
+def test_logits_equal_those_of_esm_for_masked_lm(alone: Place, positions: str, token_dropout: bool) -> None:
+    config = tiny_config(model={"position_embedding": positions, "token_dropout": token_dropout})
+    theirs = esm_for_masked_lm(config.model, config.data.max_sequence_length)
+    chunk, _ = build(config, from_esm(theirs.state_dict(), 4), alone)
+    sequences = random_sequences(LENGTHS, seed=1)
+    logits = packed_logits(chunk, sequences, ESM.pad, alone)
+    assert_equal(split_by_sequence(logits[:, : ESM.size], sequences), logits_alone(theirs, sequences))
+
+
+def test_logits_equal_those_of_a_padded_batch_of_esm_for_masked_lm(alone: Place) -> None:
+    config = tiny_config(model={"token_dropout": True})
+    theirs = esm_for_masked_lm(config.model, config.data.max_sequence_length)
+    chunk, _ = build(config, from_esm(theirs.state_dict(), 4), alone)
+    sequences = random_sequences(LENGTHS, seed=2)
+    batch = torch.nn.utils.rnn.pad_sequence(
+        [torch.tensor(sequence) for sequence in sequences], batch_first=True, padding_value=ESM.pad
+    )
+    with torch.no_grad():
+        padded = theirs(input_ids=batch, attention_mask=(batch != ESM.pad).long()).logits
+    logits = packed_logits(chunk, sequences, ESM.pad, alone)
+    expected = [row[:length] for row, length in zip(padded, LENGTHS, strict=True)]
+    assert_equal(split_by_sequence(logits[:, : ESM.size], sequences), expected)
+
+
+@pytest.mark.parametrize("activation", ["gelu_new", "gelu_pytorch_tanh"])
+def test_hidden_states_equal_those_of_megatron_bert(alone: Place, activation: str) -> None:
+    config = tiny_config(model={"position_embedding": "learned", "activation": "gelu_tanh"})
+    theirs = megatron_bert(config.model, config.data.max_sequence_length, PROTEINLM.size, activation)
+    chunk, _ = build(config, from_megatron_bert(theirs.state_dict(), 4), alone, PROTEINLM)
+    hidden: list[Tensor] = []
+    chunk.module.encoder.register_forward_hook(lambda module, arguments, output: hidden.append(output[:, 0]))
+    sequences = random_sequences(LENGTHS, seed=4, vocabulary=PROTEINLM)
+    packed_logits(chunk, sequences, PROTEINLM.pad, alone)
+    assert_equal(split_by_sequence(hidden[0], sequences), hidden_states_alone(theirs, sequences))
+
+
+@pytest.mark.parametrize("activation", ["gelu_new", "gelu"])
+def test_tanh_and_erf_are_told_apart_at_this_tolerance(alone: Place, activation: str) -> None:
+    """The oracles above would not pass with the other activation."""
+    ours = {"gelu_new": "gelu_erf", "gelu": "gelu_tanh"}[activation]
+    config = tiny_config(model={"position_embedding": "learned", "activation": ours})
+    theirs = megatron_bert(config.model, config.data.max_sequence_length, PROTEINLM.size, activation)
+    chunk, _ = build(config, from_megatron_bert(theirs.state_dict(), 4), alone, PROTEINLM)
+    hidden: list[Tensor] = []
+    chunk.module.encoder.register_forward_hook(lambda module, arguments, output: hidden.append(output[:, 0]))
+    sequences = random_sequences(LENGTHS, seed=4, vocabulary=PROTEINLM)
+    packed_logits(chunk, sequences, PROTEINLM.pad, alone)
+    differences = [
+        float((mine - other).abs().max())
+        for mine, other in zip(
+            split_by_sequence(hidden[0], sequences), hidden_states_alone(theirs, sequences), strict=True
+        )
+    ]
+    assert min(differences) > 1e-4
+
+
+@pytest.mark.parametrize("token_dropout", [False, True])
+def test_logits_equal_those_of_fair_esm(alone: Place, token_dropout: bool) -> None:
+    esm2 = pytest.importorskip("esm.model.esm2")
+    theirs = esm2.ESM2(num_layers=4, embed_dim=64, attention_heads=4, token_dropout=token_dropout).eval()
+    assert tuple(theirs.alphabet.all_toks) == ESM.tokens
+    randomise(theirs, seed=5)
+    config = tiny_config(model={"token_dropout": token_dropout})
+    chunk, _ = build(config, from_fair_esm(theirs.state_dict(), 4), alone)
+    sequences = random_sequences(LENGTHS, seed=5)
+    logits = packed_logits(chunk, sequences, ESM.pad, alone)
+    with torch.no_grad():
+        expected = [theirs(torch.tensor([sequence]))["logits"][0] for sequence in sequences]
+    assert_equal(split_by_sequence(logits[:, : ESM.size], sequences), expected)
+
+
+def test_logits_beyond_the_vocabulary_are_minus_infinity(alone: Place) -> None:
+    config = tiny_config()
+    theirs = esm_for_masked_lm(config.model, config.data.max_sequence_length)
+    chunk, _ = build(config, from_esm(theirs.state_dict(), 4), alone)
+    logits = packed_logits(chunk, random_sequences(LENGTHS, seed=6), ESM.pad, alone)
+    assert logits.dtype == torch.float32
+    assert logits.shape == (128, 128)
+    assert bool(torch.isneginf(logits[:, ESM.size :]).all())
+    assert bool(torch.isfinite(logits[:, : ESM.size]).all())
+
+
+def packed_row(sequences: list[list[int]], row_tokens: int, capacity: int, seed: int) -> PackedRow:
+    """A row whose mask tokens, and some residues shown as they are, are to be predicted; places of no use follow."""
+    generator = np.random.default_rng(seed)
+    inputs = inputs_of(sequences, row_tokens, ESM.pad, torch.device("cpu"))
+    tokens = inputs["tokens"].numpy()
+    masked = np.flatnonzero(tokens == ESM.mask)
+    kept = generator.choice(np.flatnonzero(np.isin(tokens, ESM.standard_residues)), 4, replace=False)
+    places = np.sort(np.concatenate((masked, kept)))
+    unused = capacity - len(places)
+    labels = np.where(
+        tokens[places] == ESM.mask, generator.choice(ESM.standard_residues, len(places)), tokens[places]
+    )
+    kinds = np.where(tokens[places] == ESM.mask, MASK_TOKEN, KEPT)
+    return PackedRow(
+        tokens=tokens,
+        positions=inputs["positions"].numpy(),
+        cu_seqlens=inputs["cu_seqlens"].numpy(),
+        num_sequences=len(sequences),
+        masked_positions=np.pad(places, (0, unused)),
+        labels=np.pad(labels, (0, unused), constant_values=ESM.pad),
+        masked_kind=np.pad(kinds, (0, unused)).astype(np.uint8),
+        num_residues=0,
+    )
+
+
+def sums_of(theirs: Any, rows: list[PackedRow], batches: list[list[list[int]]]) -> dict[str, Any]:
+    """Summed loss (with its graph), correct predictions and counts, over all positions and over mask tokens alone."""
+    found = {"loss": torch.zeros(()), "count": 0, "correct": 0, "mask_loss": torch.zeros(()), "mask_count": 0}
+    for row, sequences in zip(rows, batches, strict=True):
+        logits = torch.cat([theirs(input_ids=torch.tensor([sequence])).logits[0] for sequence in sequences])
+        for place, label, kind in zip(row.masked_positions, row.labels, row.masked_kind, strict=True):
+            if kind == 0:
+                continue
+            loss = torch.nn.functional.cross_entropy(logits[place][None], torch.tensor([int(label)]))
+            found["loss"] = found["loss"] + loss
+            found["count"] += 1
+            found["correct"] += int(logits[place].argmax() == label)
+            if kind == MASK_TOKEN:
+                found["mask_loss"] = found["mask_loss"] + loss.detach()
+                found["mask_count"] += 1
+    return found
+
+
+@pytest.mark.parametrize("recompute", ["none", "selective", "full"])
+def test_sums_and_every_gradient_of_a_step_equal_those_of_autograd_through_esm(alone: Place, recompute: str) -> None:
+    config = tiny_config(train={"recompute": recompute})
+    theirs = esm_for_masked_lm(config.model, config.data.max_sequence_length)
+    chunk, engine = build(config, from_esm(theirs.state_dict(), 4), alone)
+    optimizer = build_optimizer(config.optim, config.train, config.parallel, [chunk])
+    engine.grad_scale_func = optimizer.scale_loss
+    batches = [random_sequences(lengths, seed) for seed, lengths in enumerate((LENGTHS, (70, 58), (40,)))]
+    rows = [packed_row(sequences, 128, 64, seed) for seed, sequences in enumerate(batches)]
+
+    sums = sums_of(theirs, rows, batches)
+    (sums["loss"] / sums["count"]).backward()
+    gradients = {name: parameter.grad for name, parameter in theirs.named_parameters() if parameter.grad is not None}
+    norm = float(torch.cat([gradient.flatten() for gradient in gradients.values()]).norm())
+    expected = from_esm(gradients, 4, filler=0.0)
+
+    evaluated = evaluate_rows([chunk], rows, alone)
+    result = accumulate_gradients([chunk], optimizer, rows, alone)
+    for name, value in sums.items():
+        assert getattr(evaluated, name) == pytest.approx(float(torch.as_tensor(value).detach()), rel=1e-5), name
+    assert result.tally == evaluated
+    assert result.grad_norm == pytest.approx(norm, rel=1e-5)
+    for name, parameter in chunk.module.named_parameters():
+        difference = (parameter.main_grad.cpu() - expected[name]).norm() / expected[name].norm().clamp(min=1e-3 * norm)
+        assert float(difference) < 1e-5, name
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("token_dropout", [False, True])
+def test_bf16_varlen_logits_are_close_to_those_of_esm_for_masked_lm(alone: Place, token_dropout: bool) -> None:
+    config = tiny_config(
+        model={"attention_backend": "varlen", "token_dropout": token_dropout}, train={"precision": "bf16"}
+    )
+    theirs = esm_for_masked_lm(config.model, config.data.max_sequence_length)
+    chunk, _ = build(config, from_esm(theirs.state_dict(), 4), alone)
+    sequences = random_sequences(LENGTHS, seed=1)
+    logits = packed_logits(chunk, sequences, ESM.pad, alone)
+    expected = logits_alone(theirs, sequences)
+    for mine, other in zip(split_by_sequence(logits[:, : ESM.size], sequences), expected, strict=True):
+        assert mine.dtype == torch.float32
+        # Eight bits of mantissa through four layers: a few per cent of the spread of the logits.
+        assert float((mine - other).norm() / other.norm()) < 0.05
+
+
+@pytest.mark.gpu
+def test_bf16_varlen_and_sdpa_attention_agree(alone: Place) -> None:
+    theirs = esm_for_masked_lm(tiny_config().model, 80)
+    sequences = random_sequences(LENGTHS, seed=1)
+    found = []
+    for backend in ("varlen", "sdpa"):
+        config = tiny_config(model={"attention_backend": backend}, train={"precision": "bf16"})
+        chunk, _ = build(config, from_esm(theirs.state_dict(), 4), alone)
+        found.append(packed_logits(chunk, sequences, ESM.pad, alone)[:, : ESM.size])
+    assert float((found[0] - found[1]).norm() / found[1].norm()) < 0.03
