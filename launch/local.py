@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NoReturn
 
-CHECKED_COMMANDS = ("pretrain",)
+CHECKED_COMMANDS = ("pretrain", "evaluate")
 """The commands that run in several processes; each takes ``--check_processes N``."""
 PROGRAM_MODULE = "megaprot.tools.cli"
 

@@ -15,13 +15,15 @@ from megaprot.pretrain.config import RunConfig
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Return the rows of a ``metrics.jsonl``; a last line cut short by a crash is left out."""
+    """Return the rows of a ``metrics.jsonl``; a last line cut short by a crash, or any without a step, is left out."""
     rows = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []:
         try:
-            rows.append(json.loads(line))
+            row = json.loads(line)
         except ValueError:
             continue
+        if isinstance(row, dict) and isinstance(row.get("step"), int):
+            rows.append(row)
     return rows
 
 
@@ -42,6 +44,7 @@ class MetricsLog:
         kept = [row for row in read_metrics(self.path) if row["step"] <= first_step]
         with atomic_write(self.path) as stream:
             stream.write("".join(json.dumps(row) + "\n" for row in kept).encode())
+        self._kept = kept
         self.stream = self.path.open("a", encoding="utf-8", buffering=1)
         self.bar = tqdm(total=num_steps, initial=first_step, unit="step") if sys.stdout.isatty() else None
         self.tensorboard: Any = None
@@ -57,6 +60,10 @@ class MetricsLog:
             self.wandb = wandb.init(
                 project=run.wandb_project, id=Path(run.dir).resolve().name, resume="allow", dir=run.dir
             )
+
+    def has(self, step: int, key: str) -> bool:
+        """True if the run had logged ``key`` at ``step`` before this start."""
+        return any(row["step"] == step and key in row for row in self._kept)
 
     def write(self, row: dict[str, float]) -> None:
         """Write one row, which holds ``step``, everywhere but on the terminal."""

@@ -44,9 +44,18 @@ class AdamW(torch.optim.Optimizer):
         assert adam_w_mode, "only decoupled weight decay is offered"
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "step": 0})
 
+    def create_moments(self) -> None:
+        """Start the moments of parameters that have none yet at zero: a run may be saved before its first update."""
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if not self.state[parameter]:
+                    self.state[parameter]["exp_avg"] = torch.zeros_like(parameter)
+                    self.state[parameter]["exp_avg_sq"] = torch.zeros_like(parameter)
+
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         """Update every parameter that has a gradient."""
+        self.create_moments()
         for group in self.param_groups:
             parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
             group["step"] = int(group["step"]) + 1
@@ -54,14 +63,10 @@ class AdamW(torch.optim.Optimizer):
                 self._update(group, parameters)
 
     def _update(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
-        for parameter in parameters:
-            if not self.state[parameter]:
-                self.state[parameter]["exp_avg"] = torch.zeros_like(parameter)
-                self.state[parameter]["exp_avg_sq"] = torch.zeros_like(parameter)
         count = torch.tensor(float(group["step"]), device=parameters[0].device)
         torch._fused_adamw_(
             parameters,
-            [parameter.grad for parameter in parameters],
+            [parameter.grad for parameter in parameters if parameter.grad is not None],
             [self.state[parameter]["exp_avg"] for parameter in parameters],
             [self.state[parameter]["exp_avg_sq"] for parameter in parameters],
             [],
@@ -134,9 +139,12 @@ def build_optimizer(
         use_distributed_optimizer=parallel.distributed_optimizer,
         overlap_param_gather=parallel.overlap_communication and parallel.distributed_optimizer,
     )
-    return megatron_optimizer.get_megatron_optimizer(
+    optimizer = megatron_optimizer.get_megatron_optimizer(
         config, chunks, config_overrides=get_standard_config_overrides(config), use_gloo_process_groups=True
     )
+    for part in optimizer.chained_optimizers:
+        part.optimizer.create_moments()
+    return optimizer
 
 
 def learning_rate(step: int, optim: OptimConfig, num_steps: int) -> float:

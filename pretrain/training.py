@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
+import torch.distributed as dist
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import MegatronOptimizer
 
@@ -199,6 +200,16 @@ def _validate_and_log(training: Training, log: MetricsLog | None) -> None:
         )
 
 
+def _lacks_validation(training: Training, log: MetricsLog | None) -> bool:
+    """True on all ranks alike where the run resumed at a step whose validation a stop left out."""
+    state, train = training.state, training.config.train
+    if not state.step or not _due(state.step, train.eval_interval, train.num_steps):
+        return False
+    answer = [log is not None and not log.has(state.step, "validation_loss")]
+    dist.broadcast_object_list(answer, src=0)
+    return answer[0]
+
+
 def _absorb(training: Training, interval: Interval, result: StepResult, skipped: str, position: StreamPosition) -> None:
     """Add one step's numbers to the interval and to what the run remembers."""
     state = training.state
@@ -233,6 +244,8 @@ def train(training: Training) -> None:
         log = MetricsLog(config.run, state.step, config.train.num_steps)
         for line in describe_run(config, training.corpus, training.stream, training.chunks, place):
             log.say(line)
+    if _lacks_validation(training, log):
+        _validate_and_log(training, log)
     started, interval = time.monotonic(), Interval()
     preempted = out_of_time = False
     for step, rows, position in training.steps():

@@ -32,6 +32,16 @@ _FIXED_KEYS = (
     *(f"data.{key}" for key in ("row_tokens", "max_sequence_length", "mask_probability")),
     *("parallel.distributed_optimizer", "train.precision", "run.seed"),
 )
+_NOT_NEGATIVE = (
+    *(f"train.{key}" for key in ("eval_interval", "save_interval", "keep_checkpoints", "eval_rows", "spike_window")),
+    *("train.max_minutes", "optim.warmup_steps", "optim.decay_steps", "optim.weight_decay", "optim.clip_grad"),
+    *("optim.min_lr", "data.num_workers"),
+)
+_POSITIVE = (
+    *(f"train.{key}" for key in ("num_steps", "log_interval", "spike_sigma", "max_skipped_steps")),
+    *("train.initial_loss_scale", "optim.lr", "optim.epsilon", "model.initial_std", "model.layer_norm_epsilon"),
+    *("run.timeout_minutes", "data.row_tokens", "data.max_sequence_length"),
+)
 
 
 def _require(condition: bool, sentence: str) -> None:
@@ -144,23 +154,11 @@ def check_batch(train: TrainConfig, parallel: ParallelConfig, data_size: int) ->
 
 def check_numbers(config: PretrainConfig) -> None:
     """Raise InputError for lengths, rates and intervals that no run can have."""
-    for section, names in (
-        ("train", ("eval_interval", "save_interval", "keep_checkpoints", "eval_rows", "spike_window", "max_minutes")),
-        ("optim", ("warmup_steps", "decay_steps", "weight_decay", "clip_grad", "min_lr")),
-        ("data", ("num_workers",)),
-    ):
-        for name in names:
-            value = getattr(getattr(config, section), name)
-            _require(value >= 0, f"{section}.{name} is {value}; give 0 or more.")
-    for section, names in (
-        ("train", ("num_steps", "log_interval", "spike_sigma", "max_skipped_steps", "initial_loss_scale")),
-        ("optim", ("lr", "epsilon")),
-        ("model", ("initial_std", "layer_norm_epsilon")),
-        ("run", ("timeout_minutes",)),
-    ):
-        for name in names:
-            value = getattr(getattr(config, section), name)
-            _require(value > 0, f"{section}.{name} is {value}; give a number above 0.")
+    for key in (*_NOT_NEGATIVE, *_POSITIVE):
+        section, name = key.split(".")
+        value = getattr(getattr(config, section), name)
+        _require(value >= 0, f"{key} is {value}; give 0 or more.")
+        _require(value > 0 or key in _NOT_NEGATIVE, f"{key} is {value}; give a number above 0.")
     for name in ("beta1", "beta2"):
         value = getattr(config.optim, name)
         _require(0 <= value < 1, f"optim.{name} is {value}; give a number from 0 to below 1.")

@@ -14,6 +14,7 @@ MAY_IMPORT = {
 }
 """{room: the rooms its files may import}."""
 MOST_LINES = 600
+RESTRICTED_UNPICKLER = ROOT / "common" / "safe_pickle.py"
 SOURCES = [file for room in MAY_IMPORT for file in sorted((ROOT / room).rglob("*.py"))]
 
 
@@ -81,6 +82,9 @@ def test_a_room_imports_only_the_rooms_it_may(file: Path) -> None:
 def test_nothing_unpickles(file: Path) -> None:
     source = file.read_text(encoding="utf-8")
     imported = {module.split(".")[0] for module in imported_modules(source, package_of(file))}
+    if file == RESTRICTED_UNPICKLER:
+        assert "pickle.load" not in source, "only its own restricted class may read"
+        imported -= {"pickle"}
     assert not imported & {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve"}
     for call in (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)):
         keywords = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}

@@ -26,6 +26,7 @@ class EvaluateConfig:
         rows: Rows to measure; 0 means all.
         output: JSON file for the numbers; empty prints only.
         parallel: Layout over processes; any layout loads any checkpoint.
+        check_processes: Validate for this many processes and exit; 0 evaluates.
     """
 
     model: str
@@ -34,6 +35,7 @@ class EvaluateConfig:
     rows: int = 0
     output: str = ""
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    check_processes: int = 0
 
 
 CONFIG = EvaluateConfig
@@ -74,7 +76,8 @@ def run(config: EvaluateConfig) -> None:
     trained = checkpoint.read_config(folder)
     trained.parallel = config.parallel
     check_model(trained.model, trained.parallel)
-    check_layout(trained, int(os.environ.get("WORLD_SIZE", "1")))
+    num_processes = config.check_processes or int(os.environ.get("WORLD_SIZE", "1"))
+    check_layout(trained, num_processes)
     prefix = Path(config.data) / "valid" if Path(config.data).is_dir() else Path(config.data)
     corpus = Corpus.open(prefix)
     corpus.verify_if_small()
@@ -84,6 +87,9 @@ def run(config: EvaluateConfig) -> None:
             f"the corpus {prefix} has the vocabulary {corpus.vocabulary.name}, but {folder} has {saved.name}; "
             f"preprocess with --vocabulary {saved.name}."
         )
+    if config.check_processes:
+        print(f"model and data are valid for {num_processes} processes")
+        return
     device = parallel.start_processes(trained.run.timeout_minutes)
     try:
         place = parallel.lay_out(trained.parallel, device)

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from megaprot.common.sequence_readers import Record, read_fasta
 
-MIN_MEMBERS = 60
-MAX_MEMBERS = 200
+MIN_MEMBERS = 250
+MAX_MEMBERS = 400
 NUM_DOMAINS = 12_000
 LINE_RESIDUES = 60
 

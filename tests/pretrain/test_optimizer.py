@@ -1,5 +1,6 @@
 """AdamW against torch's, which parameters decay, and the learning rate worked by hand."""
 
+import copy
 import math
 from dataclasses import replace
 
@@ -65,17 +66,17 @@ def test_adamw_goes_on_from_its_saved_state_to_the_bit() -> None:
             parameter.grad = gradient
         optimizer.step()
         if number == 2:
-            saved = optimizer.state_dict()
-            for copy, parameter in zip(copies, parameters, strict=True):
-                copy.data.copy_(parameter.data)
+            saved = copy.deepcopy(optimizer.state_dict())  # loading shares its tensors
+            for other, parameter in zip(copies, parameters, strict=True):
+                other.data.copy_(parameter.data)
             resumed = AdamW(copied_groups)
             resumed.load_state_dict(saved)
         elif number > 2:
-            for copy, gradient in zip(copies, step, strict=True):
-                copy.grad = gradient
+            for other, gradient in zip(copies, step, strict=True):
+                other.grad = gradient
             resumed.step()
-    for copy, parameter in zip(copies, parameters, strict=True):
-        assert torch.equal(copy, parameter)
+    for other, parameter in zip(copies, parameters, strict=True):
+        assert torch.equal(other, parameter)
 
 
 @pytest.mark.parametrize("distributed", [False, True])

@@ -45,7 +45,7 @@ def test_half_precision_trains_close_to_fp32(domains: Corpus, alone: Place, tmp_
 def test_fp16_skips_overflowing_steps_lowers_the_scale_and_then_learns(
     domains: Corpus, alone: Place, tmp_path: Path
 ) -> None:
-    config = config_of(tmp_path, "fp16", train={"initial_loss_scale": 2.0**22, "num_steps": 14})
+    config = config_of(tmp_path, "fp16", train={"initial_loss_scale": 2.0**18, "num_steps": 14})
     training = Training(config, domains, domains, alone)
     module = training.chunks[0].module
     scales, norms = [], []
@@ -62,8 +62,8 @@ def test_fp16_skips_overflowing_steps_lowers_the_scale_and_then_learns(
     assert 2 <= first_good <= 10
     assert not any(overflows[first_good:])
     # megatron-core bears with one overflow (hysteresis 2), then halves the scale at each.
-    assert scales[:first_good] == [2.0**22, 2.0**22, *(2.0 ** (22 - fall) for fall in range(1, first_good - 1))]
-    assert scales[-1] == scales[first_good] == 2.0 ** (22 - first_good + 1)
+    assert scales[:first_good] == [2.0**18, 2.0**18, *(2.0 ** (18 - fall) for fall in range(1, first_good - 1))]
+    assert scales[-1] == scales[first_good] == 2.0 ** (18 - first_good + 1)
     assert training.state.skipped_steps == first_good
 
 

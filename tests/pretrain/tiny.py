@@ -36,7 +36,7 @@ _TINY = PretrainConfig(
     data=DataConfig(row_tokens=128, max_sequence_length=80),
     # An epsilon far above rounding errors: Adam would blow up those of gradients that are zero in theory (key biases).
     optim=OptimConfig(lr=1e-3, min_lr=1e-4, warmup_steps=2, epsilon=1e-4),
-    train=TrainConfig(num_steps=5, global_batch_rows=8, precision="fp32"),
+    train=TrainConfig(num_steps=5, global_batch_rows=4, eval_rows=6, precision="fp32"),
     run=RunConfig(timeout_minutes=5.0),
 )
 

@@ -1,0 +1,81 @@
+"""Small real runs inside the test process, and what they leave behind: rows of numbers, saved tensors."""
+
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.distributed import checkpoint as torch_checkpoint
+
+from megaprot.pretrain.config import PretrainConfig
+from megaprot.pretrain.metrics_log import read_metrics
+from megaprot.pretrain.parallel import Place
+from megaprot.pretrain.training import Training, train
+from megaprot.pretrain.validation import validate
+from tests.pretrain.tiny import tiny_config
+
+# What the clock and the machine decide: all else is the same in two runs that do the same.
+MEASURED = {"residues_per_second", "tflops_per_device", "memory_gb", "seconds_left"}
+Rows = list[dict[str, Any]]
+SMALL = {"num_layers": 2, "hidden_size": 32, "num_attention_heads": 2}
+
+
+def small_config(corpus: Path, run: Path, **sections: dict[str, Any]) -> PretrainConfig:
+    """The tiny run, smaller still: every step logged, validation and a checkpoint at each second one, all kept."""
+    train = {"global_batch_rows": 8, "num_steps": 5, "log_interval": 1, "eval_interval": 2, "save_interval": 2}
+    defaults = {
+        "model": SMALL,
+        "data": {"path": str(corpus), "row_tokens": 128, "max_sequence_length": 80},
+        "run": {"dir": str(run)},
+        "train": train | {"keep_checkpoints": 0},
+    }
+    return tiny_config(**{name: defaults.get(name, {}) | sections.get(name, {}) for name in {*defaults, *sections}})
+
+
+def begin(config: PretrainConfig, place: Place) -> Training:
+    """The run as ``megaprot pretrain`` begins or resumes it in a world of one process."""
+    return Training(config, *validate(config, 1), place)
+
+
+def run(training: Training) -> Rows:
+    """Take the steps that are left and return all rows of the run; signal handlers are left as they were."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    try:
+        train(training)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return rows_of(Path(training.config.run.dir))
+
+
+def rows_of(folder: Path) -> Rows:
+    """The rows of a run without what was measured."""
+    rows = read_metrics(folder / "metrics.jsonl")
+    return [{key: value for key, value in row.items() if key not in MEASURED} for row in rows]
+
+
+def stop_at(training: Training, step: int) -> None:
+    """Let the run receive SIGTERM so that it ends with ``step`` (2 or more) steps behind it."""
+    take_step = training.take_step
+
+    def take_step_and_signal(number: int, *arguments: Any) -> Any:
+        if number == step - 2:  # ranks tell each other of signals at the beginning of the next step
+            signal.raise_signal(signal.SIGTERM)
+        return take_step(number, *arguments)
+
+    training.take_step = take_step_and_signal  # type: ignore[method-assign]
+
+
+def saved_tensors(checkpoint: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a save by name, read with torch alone, in a single process and without a model."""
+    reader = torch_checkpoint.FileSystemReader(checkpoint / "weights")
+    described = reader.read_metadata().state_dict_metadata
+    tensors = {name: torch.empty(entry.size, dtype=entry.properties.dtype) for name, entry in described.items()}
+    torch_checkpoint.load(tensors, storage_reader=reader, no_dist=True)
+    return tensors
+
+
+def copy_checkpoint(source: Path, run: Path) -> Path:
+    """Put one save into the folder of another run, which then goes on from it."""
+    return Path(shutil.copytree(source, run / "checkpoints" / source.name))
