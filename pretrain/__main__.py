@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
-import warnings
 from pathlib import Path
 
+from megaprot.common.quiet import quiet
 from megaprot.pretrain.config import PretrainConfig
 
 CONFIG = PretrainConfig
@@ -21,9 +20,7 @@ def run(config: PretrainConfig) -> None:
         InputError: Configuration, data or checkpoint are wrong (exit status 2).
         RunError: The run failed (exit status 1).
     """
-    # megatron-core warns at import of every optional package it does not find; the run's first lines say what is used.
-    warnings.filterwarnings("ignore", module="megatron")
-    logging.getLogger("megatron").setLevel(logging.ERROR)
+    quiet("megatron")
     from megaprot.pretrain import parallel, training, validation
 
     num_processes = config.check_processes or int(os.environ.get("WORLD_SIZE", "1"))
@@ -31,12 +28,8 @@ def run(config: PretrainConfig) -> None:
     if config.check_processes:
         print(f"configuration and data are valid for {num_processes} processes")
         return
-    device = parallel.start_processes(config.run.timeout_minutes)
-    try:
-        place = parallel.lay_out(config.parallel, device)
+    with parallel.processes(config.parallel, config.run.timeout_minutes) as place:
         training.train(training.Training(config, *corpora, place))
-    finally:
-        parallel.stop_processes()
 
 
 if __name__ == "__main__":

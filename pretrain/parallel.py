@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import datetime
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -101,6 +103,16 @@ def seed_dropout(seed: int, step: int, place: Place) -> None:
     mixed %= 2**31 - 10_000  # megatron-core adds small offsets
     torch.manual_seed(mixed)
     model_parallel_cuda_manual_seed(mixed, force_reset_rng=True)
+
+
+@contextmanager
+def processes(parallel: ParallelConfig, timeout_minutes: float) -> Iterator[Place]:
+    """Join the world, lay it out and give this process's place; leave the groups at the end, however it comes."""
+    device = start_processes(timeout_minutes)
+    try:
+        yield lay_out(parallel, device)
+    finally:
+        stop_processes()
 
 
 def stop_processes() -> None:

@@ -115,8 +115,7 @@ def check_layout(config: PretrainConfig, num_processes: int) -> int:
     _require(
         num_processes % model_size == 0,
         f"parallel.tensor {parallel.tensor} x parallel.pipeline {parallel.pipeline} needs a multiple of {model_size} "
-        f"processes, but there are {num_processes}; start with megaprot launch local --nproc {model_size} -- pretrain "
-        "...",
+        f"processes, but there are {num_processes}; start it with megaprot launch local --nproc {model_size}.",
     )
     return num_processes // model_size
 

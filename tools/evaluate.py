@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
-import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from megaprot.common.errors import InputError
+from megaprot.common.quiet import quiet
 from megaprot.pretrain.config import ParallelConfig
 
 
@@ -64,8 +63,7 @@ def run(config: EvaluateConfig) -> None:
     Raises:
         InputError: Model or corpus are missing, damaged or do not fit each other.
     """
-    warnings.filterwarnings("ignore", module="megatron")
-    logging.getLogger("megatron").setLevel(logging.ERROR)
+    quiet("megatron")
     from megaprot.common.files import write_json_atomically
     from megaprot.pretrain import checkpoint, parallel
     from megaprot.pretrain.corpus import Corpus
@@ -74,7 +72,7 @@ def run(config: EvaluateConfig) -> None:
 
     folder = checkpoint_folder(Path(config.model))
     trained = checkpoint.read_config(folder)
-    trained.parallel = config.parallel
+    trained.parallel, trained.model.attention_backend = config.parallel, "auto"  # those of this machine, not of the run
     check_model(trained.model, trained.parallel)
     num_processes = config.check_processes or int(os.environ.get("WORLD_SIZE", "1"))
     check_layout(trained, num_processes)
@@ -90,12 +88,8 @@ def run(config: EvaluateConfig) -> None:
     if config.check_processes:
         print(f"model and data are valid for {num_processes} processes")
         return
-    device = parallel.start_processes(trained.run.timeout_minutes)
-    try:
-        place = parallel.lay_out(trained.parallel, device)
+    with parallel.processes(trained.parallel, trained.run.timeout_minutes) as place:
         numbers = evaluate_checkpoint(folder, trained, corpus, config.rows, place)
-    finally:
-        parallel.stop_processes()
     if place.is_main:
         print(json.dumps({"model": str(folder), "data": str(prefix), **numbers}))
         if config.output:
