@@ -15,10 +15,12 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.core import CheckpointingException
@@ -27,6 +29,7 @@ from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShard
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import MegatronOptimizer
 from torch.distributed.checkpoint import CheckpointException
+from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
 from megaprot.common.command_line import parse_config
 from megaprot.common.config_yaml import config_to_yaml
@@ -110,11 +113,11 @@ def problem_of(folder: Path) -> str:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         files = manifest["files"]
         for name, entry in files.items():
-            path = folder / name
+            path, num_bytes, _ = folder / name, entry["num_bytes"], entry["sha256"]
             if not path.is_file():
                 return f"{path} is missing"
-            if path.stat().st_size != entry["num_bytes"]:
-                return f"{path} has {path.stat().st_size} bytes instead of {entry['num_bytes']}"
+            if path.stat().st_size != num_bytes:
+                return f"{path} has {path.stat().st_size} bytes instead of {num_bytes}"
     except FileNotFoundError:
         return f"{folder / MANIFEST} is missing"
     except (ValueError, KeyError, TypeError, AttributeError):
@@ -122,19 +125,28 @@ def problem_of(folder: Path) -> str:
     return "" if {STATE, CONFIG, VOCABULARY} <= set(files) else f"{folder / MANIFEST} does not list all parts"
 
 
-def damaged_file(folder: Path, share: int = 0, num_shares: int = 1) -> str:
-    """Return the first file of this process's share whose checksum is not the manifest's, or an empty string."""
+def damaged_file(folder: Path, names: Collection[str] = (), share: int = 0, num_shares: int = 1) -> str:
+    """Return the first of ``names`` (none: all files) whose checksum is not the manifest's, or an empty string.
+
+    Of the files in alphabetical order only every ``num_shares``-th one is looked at, beginning with ``share``.
+    """
     files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
-    for name in sorted(files)[share::num_shares]:
+    for name in sorted(names or files)[share::num_shares]:
         if sha256_of(folder / name) != files[name]["sha256"]:
             return str(folder / name)
     return ""
 
 
 def newest_whole_by_size(checkpoints: Path) -> Path | None:
-    """Return the newest save whose files are all there in their sizes, None without one; checksums are not compared."""
-    folders = (step_folder(checkpoints, step) for step in saved_steps(checkpoints))
-    return next((folder for folder in folders if not problem_of(folder)), None)
+    """Return the newest save whose files are all there in their sizes, None without one.
+
+    Checksums are compared of the small files alone, which take no time.
+    """
+    for step in saved_steps(checkpoints):
+        folder = step_folder(checkpoints, step)
+        if not problem_of(folder) and not damaged_file(folder, (STATE, CONFIG, VOCABULARY)):
+            return folder
+    return None
 
 
 def newest_complete(checkpoints: Path) -> Path | None:
@@ -152,7 +164,7 @@ def newest_complete(checkpoints: Path) -> Path | None:
         folder = step_folder(checkpoints, step)
         problem = problem_of(folder)
         if not problem:
-            damaged = damaged_file(folder, rank, size)
+            damaged = damaged_file(folder, share=rank, num_shares=size)
             problem = f"{damaged} does not match its checksum" if damaged else ""
         if size > 1:
             found: list[Any] = [None] * size
@@ -298,21 +310,33 @@ def read_vocabulary(folder: Path) -> Vocabulary:
     """Return the vocabulary a save was trained with; raises InputError if it cannot be read."""
     try:
         return Vocabulary.from_dict(json.loads((folder / VOCABULARY).read_text(encoding="utf-8")))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, InputError) as error:
         raise InputError(f"{folder / VOCABULARY} cannot be read ({error}); restore it or use an older step.") from error
+
+
+def _require_harmless(weights: Path) -> None:
+    """Raise InputError unless a weights folder describes tensors alone, beside a common part of plain values."""
+    index = load_restricted(weights / ".metadata", _INDEX_TYPES)
+    if not isinstance(index, Metadata):
+        raise InputError(f"{weights / '.metadata'} is not the index of a checkpoint; it was not loaded.")
+    for name, entry in index.state_dict_metadata.items():
+        if not isinstance(entry, TensorStorageMetadata):
+            raise InputError(f"{weights} holds the object {name}, which is no tensor; it was not loaded.")
+    try:
+        torch.load(weights / "common.pt", map_location="cpu", weights_only=True)
+    except Exception as error:
+        problem = f"{weights / 'common.pt'} is damaged or holds more than plain values; it was not loaded."
+        raise InputError(problem) from error
 
 
 def load(folder: Path, chunks: list[DistributedDataParallel], optimizer: MegatronOptimizer | None = None) -> None:
     """Load weights, and the optimizer if given, into any layout; all ranks call it.
 
     Raises:
-        InputError: The index would build something other than tensors, or the save does not fit the model.
+        InputError: The save would build something other than tensors and plain values, or does not fit the model.
     """
     weights = folder / WEIGHTS
-    index = load_restricted(weights / ".metadata", _INDEX_TYPES)
-    for name, entry in index.state_dict_metadata.items():
-        if type(entry).__name__ != "TensorStorageMetadata":
-            raise InputError(f"{weights} holds the object {name}, which is no tensor; it was not loaded.")
+    _require_harmless(weights)
     sharded = _sharded_state(chunks, optimizer, True)
     try:
         loaded = dist_checkpointing.load(sharded, str(weights))

@@ -135,7 +135,7 @@ class TrainConfig:
         ramp_up_increment_rows: Rows added at each increase.
         ramp_up_steps: Steps until the full batch is reached.
         precision: Data type of weights and activations; the optimizer keeps fp32 copies.
-        initial_loss_scale: First loss scale of fp16.
+        initial_loss_scale: First loss scale of fp16; losses are summed over a row's masked positions, so it is low.
         recompute: Recompute activations in the backward pass: ``none``, ``selective`` (attention) or ``full``.
         log_interval: Steps between log rows.
         eval_interval: Steps between validations; 0 validates at the end only.
@@ -154,7 +154,7 @@ class TrainConfig:
     ramp_up_increment_rows: int = 0
     ramp_up_steps: int = 0
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"
-    initial_loss_scale: float = 65536.0
+    initial_loss_scale: float = 4096.0
     recompute: Literal["none", "selective", "full"] = "none"
     log_interval: int = 10
     eval_interval: int = 1000

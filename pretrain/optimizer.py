@@ -144,7 +144,19 @@ def build_optimizer(
     )
     for part in optimizer.chained_optimizers:
         part.optimizer.create_moments()
+    apply_settings(optimizer, optim)
     return optimizer
+
+
+def apply_settings(optimizer: MegatronOptimizer, optim: OptimConfig) -> None:
+    """Give every parameter group the decays and the epsilon of ``optim``; no weight decay on biases and LayerNorms.
+
+    megatron-core only marks those (``wd_mult``) and leaves it to its scheduler to act; and loading a checkpoint brings
+    back the settings it was saved with, which a restart may have changed.
+    """
+    for group in optimizer.param_groups:
+        group["weight_decay"] = optim.weight_decay * group["wd_mult"]
+        group["betas"], group["eps"] = (optim.beta1, optim.beta2), optim.epsilon
 
 
 def learning_rate(step: int, optim: OptimConfig, num_steps: int) -> float:

@@ -25,7 +25,7 @@ from megaprot.pretrain.engine import build_model, transformer_config
 from megaprot.pretrain.evaluation import add_tallies, evaluate_stream
 from megaprot.pretrain.guard import reason_to_skip, remember
 from megaprot.pretrain.metrics_log import MetricsLog
-from megaprot.pretrain.optimizer import build_optimizer, learning_rate, set_learning_rate
+from megaprot.pretrain.optimizer import apply_settings, build_optimizer, learning_rate, set_learning_rate
 from megaprot.pretrain.parallel import Place, seed_dropout
 from megaprot.pretrain.report import describe_run, interval_row, progress_line
 from megaprot.pretrain.step import StepResult, Tally, accumulate_gradients, apply_gradients
@@ -111,6 +111,7 @@ class Training:
         if newest is None:
             return
         checkpoint.load(newest, self.chunks, self.optimizer)
+        apply_settings(self.optimizer, self.config.optim)
         self.state = checkpoint.read_state(newest)
         self.saved_step = self.state.step
         if self.place.is_main:

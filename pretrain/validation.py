@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import os
 from dataclasses import asdict
 from pathlib import Path
 
@@ -35,7 +36,7 @@ _FIXED_KEYS = (
 _NOT_NEGATIVE = (
     *(f"train.{key}" for key in ("eval_interval", "save_interval", "keep_checkpoints", "eval_rows", "spike_window")),
     *("train.max_minutes", "optim.warmup_steps", "optim.decay_steps", "optim.weight_decay", "optim.clip_grad"),
-    *("optim.min_lr", "data.num_workers"),
+    *("optim.min_lr", "data.num_workers", "model.ffn_hidden_size"),
 )
 _POSITIVE = (
     *(f"train.{key}" for key in ("num_steps", "log_interval", "spike_sigma", "max_skipped_steps")),
@@ -188,6 +189,11 @@ def check_run_folder(config: PretrainConfig, train: Corpus) -> None:
     """Raise InputError where ``run.dir`` holds a run that this configuration cannot go on with."""
     folder = Path(config.run.dir)
     _require(not folder.is_file(), f"run.dir {folder} is a file; name a folder.")
+    above = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    _require(
+        above.is_dir() and os.access(above, os.W_OK),
+        f"run.dir {folder} cannot be written to, because {above} does not allow it; name another folder.",
+    )
     newest = newest_whole_by_size(folder / "checkpoints")
     if newest is None:
         return

@@ -70,6 +70,10 @@ def run(config: EvaluateConfig) -> None:
     from megaprot.pretrain.evaluation import evaluate_checkpoint
     from megaprot.pretrain.validation import check_layout, check_model
 
+    if config.rows < 0:
+        raise InputError(f"--rows is {config.rows}; give 0 (all) or more.")
+    if config.output and not Path(config.output).absolute().parent.is_dir():
+        raise InputError(f"--output {config.output}: its folder does not exist; make it first.")
     folder = checkpoint_folder(Path(config.model))
     trained = checkpoint.read_config(folder)
     trained.parallel, trained.model.attention_backend = config.parallel, "auto"  # those of this machine, not of the run

@@ -90,11 +90,11 @@ def run(config: PlotConfig) -> None:
         raise InputError("--run is not given; name one or more run folders of megaprot pretrain.")
     if not output.parent.is_dir():
         raise InputError(f"--output {output}: the folder {output.parent} does not exist; make it first.")
-    runs = {}
+    runs, names = {}, [Path(folder).name for folder in config.run]
     for folder in map(Path, config.run):
         rows = read_metrics(folder / "metrics.jsonl")
         if not rows:
             raise InputError(f"{folder}/metrics.jsonl holds no numbers yet; name a run folder of megaprot pretrain.")
-        runs[folder.name] = rows
+        runs[folder.name if names.count(folder.name) == 1 else str(folder)] = rows
     draw(runs, output, config.baseline)
     print(f"written to {output}")

@@ -167,8 +167,9 @@ class PackedAttention(torch.nn.Module):
                 query, key, value, None, attn_mask_type=attn_mask_type, packed_seq_params=packed
             )
         dropout = self.dropout if self.training else 0.0
-        if dropout == 0.0:
-            attended = self.kernel(query, key, value, packed, 0.0)
+        if dropout == 0.0 or self.config.sequence_parallel:
+            # Under sequence parallelism the whole block already runs on the tracker's per-rank state.
+            attended = self.kernel(query, key, value, packed, dropout)
         else:
             # Heads differ between tensor-parallel ranks, so their dropout must too: the tracker's per-rank state.
             with get_cuda_rng_tracker().fork():

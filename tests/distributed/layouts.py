@@ -1,9 +1,10 @@
 """Worker: train the same steps under one layout after another inside one start of the processes.
 
-``python -m tests.distributed.layouts RESULTS CASES CORPUS WEIGHTS``: CASES is a JSON list of [name, configuration]; each
-gives one line of RESULTS and, in the folder WEIGHTS, the final weights of the whole model.
+``python -m tests.distributed.layouts RESULTS CASES CORPUS WEIGHTS``: CASES is a JSON list of [name, configuration];
+each gives one line of RESULTS and, in the folder WEIGHTS, the final weights of the whole model.
 """
 
+import gc
 import json
 import logging
 import sys
@@ -44,28 +45,44 @@ def to_config(values: dict[str, Any]) -> PretrainConfig:
     )
 
 
-def forget_groups() -> None:
-    """Take down all groups but the world; megatron-core only forgets them, and their gloo threads would go on waking."""
-    parallel_state.destroy_model_parallel()
-    for group in list(dist.distributed_c10d._world.pg_map):
-        if group is not dist.group.WORLD:
-            dist.destroy_process_group(group)
+class Layouts:
+    """Lays groups out anew where the sizes differ from the last: every gloo group keeps threads busy."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.sizes: tuple[int, ...] = ()
+
+    def lay_out(self, config: ParallelConfig) -> parallel.Place:
+        """This process's place under ``config``."""
+        sizes = (config.tensor, config.pipeline, config.virtual_pipeline)
+        if sizes != self.sizes:
+            self._forget_groups()
+            self.place = parallel.lay_out(config, self.device)
+            self.sizes = sizes
+        return self.place
+
+    def _forget_groups(self) -> None:
+        """Take down all groups but the world, which megatron-core alone would keep alive without a name."""
+        parallel_state.destroy_model_parallel()
+        for group in list(dist.distributed_c10d._world.pg_map):
+            if group is not dist.group.WORLD:
+                dist.destroy_process_group(group)
+        gc.collect()
 
 
-def train_case(name: str, config: PretrainConfig, device: torch.device, weights: Path) -> dict[str, Any]:
+def train_case(name: str, config: PretrainConfig, layouts: Layouts, weights: Path) -> dict[str, Any]:
     """Run one configuration to its end on the present world; returns what every step said."""
     train, valid = validate(config, dist.get_world_size())
-    place = parallel.lay_out(config.parallel, device)
+    place = layouts.lay_out(config.parallel)
     training = Training(config, train, valid, place)
     results = [training.take_step(step, rows, [1.0])[0] for step, rows, _ in training.steps()]
-    whole = gather_global(chunk.module for chunk in training.chunks)
+    whole, unequal_replicas = gather_global(chunk.module for chunk in training.chunks)
     tally = training.validate()
-    del training
-    forget_groups()
     if place.is_main:
         torch.save(whole, weights / f"{name}.pt")
     return {
         "name": name,
+        "unequal_replicas": unequal_replicas,
         "losses": [result.tally.mean_loss for result in results],
         "counts": [result.tally.count for result in results],
         "grad_norms": [result.grad_norm for result in results],
@@ -92,12 +109,12 @@ def main() -> None:
     results, listed, corpus, weights = map(Path, sys.argv[1:])
     logging.disable(logging.WARNING)
     torch.set_num_threads(1)
-    device = parallel.start_processes(5.0)
+    layouts = Layouts(parallel.start_processes(5.0))
     for name, values in json.loads(listed.read_text()):
         started = time.perf_counter()
         values["data"]["path"] = str(corpus)
         values["run"]["dir"] = str(weights / "no such run")
-        line = train_case(name, to_config(values), device, weights)
+        line = train_case(name, to_config(values), layouts, weights)
         if dist.get_rank() == 0:
             print(f"{name}: {time.perf_counter() - started:.1f} s", flush=True)  # seen when the run fails
             with results.open("a") as stream:

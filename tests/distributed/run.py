@@ -31,7 +31,7 @@ def _kill_tree(process: subprocess.Popen[bytes]) -> None:
 
 
 def run_processes(
-    module: str, num_processes: int, arguments: Sequence[str], timeout_seconds: float = 300.0, use_cuda: bool = False
+    module: str, num_processes: int, arguments: Sequence[str], timeout_seconds: float = 600.0, use_cuda: bool = False
 ) -> list[dict[str, Any]]:
     """Run ``python -m module RESULTS arguments...`` on ``num_processes`` ranks of one torchrun.
 

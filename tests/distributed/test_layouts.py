@@ -1,6 +1,6 @@
 """Every layout computes the same: losses, gradient norms and weights of five steps equal those of one process."""
 
-from dataclasses import replace
+import math
 from pathlib import Path
 from typing import Any
 
@@ -75,21 +75,33 @@ ON_EIGHT = {
 }
 
 
-def random_run(seed: int, precision: str, model: dict[str, float]) -> PretrainConfig:
-    config = tiny_config(
+def random_run(seed: int, model: dict[str, float], **train: Any) -> PretrainConfig:
+    """A run of three steps over four processes whose losses depend on its random numbers or its rounding."""
+    return tiny_config(
         model=model,
         parallel={"tensor": 2, "pipeline": 2, "sequence": True, "distributed_optimizer": True},
-        train={"precision": precision, "num_steps": 3},
+        train={"num_steps": 3} | train,
+        run={"seed": seed},
     )
-    return replace(config, run=replace(config.run, seed=seed))
 
 
 # Each run comes twice with others between, so that nothing left behind by a run can make the second one equal.
 REPEATED = {
-    f"{kind} seed {seed} time {time}": random_run(seed, precision, model)
+    f"{kind} seed {seed} time {time}": random_run(seed, model, precision=precision)
     for time, seed in ((1, 1), (1, 2), (2, 1))
     for kind, precision, model in (("bf16", "bf16", {}), ("dropout", "fp32", DROPOUT), ("both", "bf16", DROPOUT))
 }
+OTHERS = {
+    "dropout recomputing all": random_run(1, DROPOUT, recompute="full"),
+    "dropout recomputing attention": random_run(1, DROPOUT, recompute="selective"),
+    "fp16": random_run(1, {}, precision="fp16", num_steps=8, initial_loss_scale=2.0**14),
+}
+
+
+def by_sizes(cases: dict[str, PretrainConfig]) -> dict[str, PretrainConfig]:
+    """The same cases, those that share process groups one after another."""
+    sizes = ("tensor", "pipeline", "virtual_pipeline")
+    return dict(sorted(cases.items(), key=lambda case: [getattr(case[1].parallel, name) for name in sizes]))
 
 
 @pytest.fixture(scope="module")
@@ -109,16 +121,17 @@ def references(folder: Path) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def on_four(folder: Path) -> dict[str, Any]:
     cases = {name: config for name, (_, config) in ON_FOUR.items()}
-    return run_layouts(cases | REPEATED, 4, folder / "corpus", folder / "weights4")
+    return run_layouts(by_sizes(cases) | REPEATED | OTHERS, 4, folder / "corpus", folder / "weights4")
 
 
 @pytest.fixture(scope="module")
 def on_eight(folder: Path) -> dict[str, Any]:
     cases = {name: config for name, (_, config) in ON_EIGHT.items()}
-    return run_layouts(cases, 8, folder / "corpus", folder / "weights8")
+    return run_layouts(by_sizes(cases), 8, folder / "corpus", folder / "weights8")
 
 
 def assert_agreement(found: dict[str, Any], expected: dict[str, Any], num_processes: int) -> None:
+    assert found["unequal_replicas"] == []
     assert len(found["losses"]) == len(expected["losses"]) == 5
     assert found["counts"] == expected["counts"]
     assert found["losses"] == pytest.approx(expected["losses"], rel=1e-5)
@@ -134,7 +147,9 @@ def assert_equal_weights(folder: Path, num_processes: int, name: str, model: str
     expected = torch.load(folder / "weights1" / f"{model}.pt", weights_only=True)
     assert weights.keys() == expected.keys()
     for key, tensor in expected.items():
-        torch.testing.assert_close(weights[key], tensor, rtol=1e-4, atol=1e-6, msg=lambda text, key=key: f"{key}: {text}")
+        torch.testing.assert_close(
+            weights[key], tensor, rtol=1e-4, atol=1e-6, msg=lambda text, key=key: f"{key}: {text}"
+        )
 
 
 def test_five_steps_change_every_weight_by_far_more_than_the_tolerance(
@@ -177,10 +192,24 @@ def test_runs_with_rounding_and_dropout_repeat_to_the_bit_from_their_seed(
     assert first["losses"] == again["losses"]
     assert first["grad_norms"] == again["grad_norms"]
     assert not set(first["losses"]) & set(other["losses"])
-    weights = [
-        torch.load(folder / "weights4" / f"{kind} seed 1 time {time}.pt", weights_only=True) for time in (1, 2)
-    ]
+    weights = [torch.load(folder / "weights4" / f"{kind} seed 1 time {time}.pt", weights_only=True) for time in (1, 2)]
     assert all(torch.equal(tensor, weights[1][key]) for key, tensor in weights[0].items())
+
+
+@pytest.mark.parametrize("recomputed", ["all", "attention"])
+def test_recomputation_draws_the_same_dropout_again_on_every_rank(on_four: dict[str, Any], recomputed: str) -> None:
+    kept, again = on_four["dropout seed 1 time 1"], on_four[f"dropout recomputing {recomputed}"]
+    assert again["losses"] == pytest.approx(kept["losses"], rel=1e-6)
+    assert again["grad_norms"] == pytest.approx(kept["grad_norms"], rel=1e-6)
+
+
+def test_an_fp16_overflow_on_any_rank_skips_the_step_on_all(on_four: dict[str, Any]) -> None:
+    overflowed = [math.isnan(norm) for norm in on_four["fp16"]["grad_norms"]]
+    assert overflowed[:2] == [True, True]
+    assert overflowed[-1] is False
+    losses = on_four["fp16"]["losses"]
+    assert all(map(math.isfinite, losses))
+    assert on_four["fp16"]["unequal_replicas"] == []
 
 
 @pytest.mark.gpu

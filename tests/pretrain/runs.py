@@ -2,23 +2,43 @@
 
 import shutil
 import signal
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.distributed import checkpoint as torch_checkpoint
 
+from megaprot.common.masking import MASK_TOKEN
+from megaprot.common.packing import PackedRow
+from megaprot.common.vocabulary import Vocabulary
 from megaprot.pretrain.config import PretrainConfig
+from megaprot.pretrain.corpus import CorpusWriter
 from megaprot.pretrain.metrics_log import read_metrics
 from megaprot.pretrain.parallel import Place
+from megaprot.pretrain.step import Tally
 from megaprot.pretrain.training import Training, train
 from megaprot.pretrain.validation import validate
-from tests.pretrain.tiny import tiny_config
+from tests.pretrain.tiny import ESM, tiny_config
 
 # What the clock and the machine decide: all else is the same in two runs that do the same.
 MEASURED = {"residues_per_second", "tflops_per_device", "memory_gb", "seconds_left"}
 Rows = list[dict[str, Any]]
 SMALL = {"num_layers": 2, "hidden_size": 32, "num_attention_heads": 2}
+
+
+def write_corpus(folder: Path, lengths: Sequence[int] = (), vocabulary: Vocabulary = ESM, seed: int = 1) -> Path:
+    """Write corpora ``train`` (some 17 rows of 128 tokens, or of these lengths) and ``valid`` of random residues."""
+    generator = np.random.default_rng(seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, spread in (("train", lengths or range(4, 64)), ("valid", range(5, 65, 3))):
+        writer = CorpusWriter(folder / name, vocabulary)
+        for length in spread:
+            writer.add(generator.choice(np.array(vocabulary.standard_residues, dtype=np.uint8), length))
+        writer.finish({})
+    return folder
 
 
 def small_config(corpus: Path, run: Path, **sections: dict[str, Any]) -> PretrainConfig:
@@ -79,3 +99,17 @@ def saved_tensors(checkpoint: Path) -> dict[str, torch.Tensor]:
 def copy_checkpoint(source: Path, run: Path) -> Path:
     """Put one save into the folder of another run, which then goes on from it."""
     return Path(shutil.copytree(source, run / "checkpoints" / source.name))
+
+
+def tally_by_hand(logits: NDArray[np.float32], row: PackedRow) -> Tally:
+    """The sums over a row's masked positions, one position at a time; ``logits`` [used positions, vocabulary]."""
+    loss = correct = mask_loss = mask_count = 0.0
+    used = int((row.masked_kind > 0).sum())
+    for scores, label, kind in zip(logits.astype(np.float64), row.labels[:used], row.masked_kind[:used], strict=True):
+        surprise = float(np.log(np.exp(scores - scores.max()).sum()) + scores.max() - scores[label])
+        loss += surprise
+        correct += int(scores.argmax()) == label
+        if kind == MASK_TOKEN:
+            mask_loss += surprise
+            mask_count += 1
+    return Tally(loss, used, correct, mask_loss, mask_count)

@@ -15,8 +15,7 @@ from megaprot.pretrain.checkpoint import saved_steps
 from megaprot.pretrain.guard import reason_to_skip, remember
 from megaprot.pretrain.parallel import Place
 from megaprot.pretrain.training import Training
-from tests.pretrain.runs import begin, run, small_config
-from tests.pretrain.tiny import write_domains
+from tests.pretrain.runs import begin, run, small_config, write_corpus
 
 EIGHT = [2.0, 4.0, 4.0, 4.0, 5.0, 5.0, 7.0, 9.0]  # mean 5, standard deviation 2
 FLAT = [1.0] * 8
@@ -24,7 +23,7 @@ FLAT = [1.0] * 8
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_domains(tmp_path_factory.mktemp("domains"))
+    return write_corpus(tmp_path_factory.mktemp("corpus"))
 
 
 @pytest.mark.parametrize(
@@ -51,7 +50,9 @@ def test_a_window_of_zero_lets_spikes_pass_but_no_nan() -> None:
     assert reason_to_skip(math.nan, 1.0, [], [], window=0, sigma=6.0) == "loss is nan"
 
 
-@pytest.mark.parametrize(("num_known", "window", "speaks"), [(15, 128, False), (16, 128, True), (3, 4, False), (4, 4, True)])
+@pytest.mark.parametrize(
+    ("num_known", "window", "speaks"), [(15, 128, False), (16, 128, True), (3, 4, False), (4, 4, True)]
+)
 def test_few_steps_make_no_judgement(num_known: int, window: int, speaks: bool) -> None:
     reason = reason_to_skip(99.0, 1.0, [1.0] * num_known, [1.0] * num_known, window, sigma=6.0)
     assert bool(reason) == speaks
@@ -75,7 +76,7 @@ def contents(training: Training) -> list[torch.Tensor]:
 
 
 def poison(training: Training, steps: set[int], change: Callable[[Training], Callable[[], None]]) -> list[bool]:
-    """Take ``steps`` under a ``change`` that returns its undoing; the list tells which of all steps changed contents."""
+    """Take ``steps`` under a ``change``, which returns its undoing; the list tells which steps changed the contents."""
     take_step = training.take_step
     changed: list[bool] = []
 
@@ -151,7 +152,9 @@ def test_too_many_bad_steps_stop_the_run_with_its_checkpoint_kept(corpus: Path, 
     train = {"num_steps": 20, "eval_interval": 0, "save_interval": 4, "max_skipped_steps": 3}
     training = begin(small_config(corpus, tmp_path, train=train), alone)
     poison(training, {1, 4, 5, 6, 7, 8}, nan_in_a_weight)  # the single one does not count with the others
-    with pytest.raises(RunError, match=r"^3 steps in a row .* step 6 \(loss is nan\); checkpoint step 4 is kept; ") as error:
+    with pytest.raises(
+        RunError, match=r"^3 steps in a row .* step 6 \(loss is nan\); checkpoint step 4 is kept; "
+    ) as error:
         run(training)
     assert str(error.value).count("\n") == 0
     assert saved_steps(tmp_path / "checkpoints") == [4]

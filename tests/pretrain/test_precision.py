@@ -86,7 +86,9 @@ def test_dropout_changes_the_loss_of_training_and_not_that_of_validation(
     domains: Corpus, alone: Place, tmp_path: Path
 ) -> None:
     plain = Training(config_of(tmp_path, "fp32"), domains, domains, alone)
-    dropped = Training(config_of(tmp_path, "fp32", model={"num_layers": 2, "hidden_dropout": 0.3}), domains, domains, alone)
+    dropped = Training(
+        config_of(tmp_path, "fp32", model={"num_layers": 2, "hidden_dropout": 0.3}), domains, domains, alone
+    )
     assert plain.validate() == dropped.validate()
     step, rows, _ = next(plain.steps())
     assert plain.take_step(step, rows, [])[0].tally.loss != dropped.take_step(step, rows, [])[0].tally.loss

@@ -1,4 +1,4 @@
-"""A tiny run: configuration, corpus of real domains, packed inputs, and the world of one process for tests of the model."""
+"""A tiny run: configuration, corpus of real domains, packed inputs, and a world of one process for tests."""
 
 import itertools
 import os
@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from megaprot.common.sequence_readers import read_fasta
@@ -62,14 +61,10 @@ def write_domains(folder: Path, num_sequences: int = 60, vocabulary: Vocabulary 
 def world_of_one() -> Iterator[parallel.Place]:
     """Be the only process of a world until the end of the ``with``; the environment is left as it was."""
     before = dict(os.environ)
-    device = parallel.start_processes(5.0)
-    os.environ.clear()
-    os.environ.update(before)
-    try:
-        yield parallel.lay_out(ParallelConfig(), device)
-    finally:
-        if dist.is_initialized():
-            parallel.stop_processes()
+    with parallel.processes(ParallelConfig(), 5.0) as place:
+        os.environ.clear()
+        os.environ.update(before)
+        yield place
 
 
 def inputs_of(sequences: Sequence[Sequence[int]], row_tokens: int, pad: int, device: torch.device) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Other libraries' models with random weights, run sequence by sequence: what ProteinBert's outputs are held against."""
+"""Other libraries' models with random weights, run sequence by sequence: what ProteinBert is held against."""
 
 from collections.abc import Sequence
 

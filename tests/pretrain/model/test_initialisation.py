@@ -52,7 +52,9 @@ def test_matrices_have_the_announced_spread_and_norms_and_biases_are_plain(alone
         is_output = name.endswith(("linear_proj.weight", "linear_fc2.weight"))
         expected = std / math.sqrt(2 * num_layers) if is_output else std
         # Six standard errors of a standard deviation and of a mean over n values.
-        assert float(parameter.std()) == pytest.approx(expected, abs=6 * expected / math.sqrt(2 * parameter.numel())), name
+        assert float(parameter.std()) == pytest.approx(expected, abs=6 * expected / math.sqrt(2 * parameter.numel())), (
+            name
+        )
         assert float(parameter.mean()) == pytest.approx(0.0, abs=6 * expected / math.sqrt(parameter.numel())), name
 
 

@@ -75,36 +75,27 @@ def test_logits_equal_those_of_a_padded_batch_of_esm_for_masked_lm(alone: Place)
     assert_equal(split_by_sequence(logits[:, : ESM.size], sequences), expected)
 
 
+def hidden_states(ours: str, theirs: str, place: Place) -> tuple[list[Tensor], list[Tensor]]:
+    """Last hidden states by sequence, of ProteinBert with activation ``ours`` and of MegatronBert with ``theirs``."""
+    config = tiny_config(model={"position_embedding": "learned", "activation": ours})
+    oracle = megatron_bert(config.model, config.data.max_sequence_length, PROTEINLM.size, theirs)
+    chunk, _ = build(config, from_megatron_bert(oracle.state_dict(), 4), place, PROTEINLM)
+    hidden: list[Tensor] = []
+    chunk.module.encoder.register_forward_hook(lambda module, arguments, output: hidden.append(output[:, 0]))
+    sequences = random_sequences(LENGTHS, seed=4, vocabulary=PROTEINLM)
+    packed_logits(chunk, sequences, PROTEINLM.pad, place)
+    return split_by_sequence(hidden[0], sequences), hidden_states_alone(oracle, sequences)
+
+
 @pytest.mark.parametrize("activation", ["gelu_new", "gelu_pytorch_tanh"])
 def test_hidden_states_equal_those_of_megatron_bert(alone: Place, activation: str) -> None:
-    config = tiny_config(model={"position_embedding": "learned", "activation": "gelu_tanh"})
-    theirs = megatron_bert(config.model, config.data.max_sequence_length, PROTEINLM.size, activation)
-    chunk, _ = build(config, from_megatron_bert(theirs.state_dict(), 4), alone, PROTEINLM)
-    hidden: list[Tensor] = []
-    chunk.module.encoder.register_forward_hook(lambda module, arguments, output: hidden.append(output[:, 0]))
-    sequences = random_sequences(LENGTHS, seed=4, vocabulary=PROTEINLM)
-    packed_logits(chunk, sequences, PROTEINLM.pad, alone)
-    assert_equal(split_by_sequence(hidden[0], sequences), hidden_states_alone(theirs, sequences))
+    assert_equal(*hidden_states("gelu_tanh", activation, alone))
 
 
-@pytest.mark.parametrize("activation", ["gelu_new", "gelu"])
-def test_tanh_and_erf_are_told_apart_at_this_tolerance(alone: Place, activation: str) -> None:
-    """The oracles above would not pass with the other activation."""
-    ours = {"gelu_new": "gelu_erf", "gelu": "gelu_tanh"}[activation]
-    config = tiny_config(model={"position_embedding": "learned", "activation": ours})
-    theirs = megatron_bert(config.model, config.data.max_sequence_length, PROTEINLM.size, activation)
-    chunk, _ = build(config, from_megatron_bert(theirs.state_dict(), 4), alone, PROTEINLM)
-    hidden: list[Tensor] = []
-    chunk.module.encoder.register_forward_hook(lambda module, arguments, output: hidden.append(output[:, 0]))
-    sequences = random_sequences(LENGTHS, seed=4, vocabulary=PROTEINLM)
-    packed_logits(chunk, sequences, PROTEINLM.pad, alone)
-    differences = [
-        float((mine - other).abs().max())
-        for mine, other in zip(
-            split_by_sequence(hidden[0], sequences), hidden_states_alone(theirs, sequences), strict=True
-        )
-    ]
-    assert min(differences) > 1e-4
+@pytest.mark.parametrize(("ours", "theirs"), [("gelu_erf", "gelu_new"), ("gelu_tanh", "gelu")])
+def test_the_two_activations_are_told_apart_at_this_tolerance(alone: Place, ours: str, theirs: str) -> None:
+    for mine, other in zip(*hidden_states(ours, theirs, alone), strict=True):
+        assert float((mine - other).abs().max()) > 1e-4
 
 
 @pytest.mark.parametrize("token_dropout", [False, True])
@@ -142,9 +133,7 @@ def packed_row(sequences: list[list[int]], row_tokens: int, capacity: int, seed:
     kept = generator.choice(np.flatnonzero(np.isin(tokens, ESM.standard_residues)), 4, replace=False)
     places = np.sort(np.concatenate((masked, kept)))
     unused = capacity - len(places)
-    labels = np.where(
-        tokens[places] == ESM.mask, generator.choice(ESM.standard_residues, len(places)), tokens[places]
-    )
+    labels = np.where(tokens[places] == ESM.mask, generator.choice(ESM.standard_residues, len(places)), tokens[places])
     kinds = np.where(tokens[places] == ESM.mask, MASK_TOKEN, KEPT)
     return PackedRow(
         tokens=tokens,
@@ -221,12 +210,16 @@ def test_bf16_varlen_logits_are_close_to_those_of_esm_for_masked_lm(alone: Place
 
 
 @pytest.mark.gpu
-def test_bf16_varlen_and_sdpa_attention_agree(alone: Place) -> None:
+@pytest.mark.parametrize("backend", ["varlen", "te"])
+def test_fused_attention_agrees_with_sdpa_in_bf16(alone: Place, backend: str) -> None:
+    if backend == "te":
+        pytest.importorskip("transformer_engine.pytorch")
     theirs = esm_for_masked_lm(tiny_config().model, 80)
     sequences = random_sequences(LENGTHS, seed=1)
     found = []
-    for backend in ("varlen", "sdpa"):
-        config = tiny_config(model={"attention_backend": backend}, train={"precision": "bf16"})
+    for name in (backend, "sdpa"):
+        config = tiny_config(model={"attention_backend": name}, train={"precision": "bf16"})
         chunk, _ = build(config, from_esm(theirs.state_dict(), 4), alone)
-        found.append(packed_logits(chunk, sequences, ESM.pad, alone)[:, : ESM.size])
+        logits = packed_logits(chunk, sequences, ESM.pad, alone)
+        found.append(torch.cat(split_by_sequence(logits[:, : ESM.size], sequences)))
     assert float((found[0] - found[1]).norm() / found[1].norm()) < 0.03
