@@ -25,7 +25,7 @@ setup(
     long_description=Path("README.md").read_text(encoding="utf-8") if Path("README.md").exists() else "",
     long_description_content_type="text/markdown",
     license="Apache-2.0",
-    python_requires=">=3.10",
+    python_requires=">=3.11",
     packages=list(packages()),
     package_dir=packages(),
     package_data={"": ["py.typed", "recipes/*.yaml"]},

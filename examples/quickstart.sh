@@ -9,6 +9,9 @@ if [ -e "$folder" ]; then
     echo "quickstart: $folder is there from an earlier run; move it away or name another folder." >&2
     exit 2
 fi
+# Fewer than four GPUs: the four processes run on the CPU.
+[ "$(python -c 'import torch; print(torch.cuda.device_count())')" -ge 4 ] || export CUDA_VISIBLE_DEVICES=
+
 say() { printf '\n\033[1m== %s\033[0m\n' "$*"; }
 pretrain() {
     megaprot launch local --nproc 4 -- pretrain --config quickstart --data.path "$folder/corpus" --run.dir "$folder/run" \

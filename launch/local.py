@@ -86,7 +86,7 @@ def added_environment(num_processes: int, environment: Mapping[str, str]) -> dic
     """
     signals = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
     wanted = {
-        "OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // num_processes)),
+        "OMP_NUM_THREADS": str(max(1, _num_cores() // num_processes)),
         "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "300",  # seconds a rank has to save after a signal
     }
     fixed = {
@@ -95,6 +95,11 @@ def added_environment(num_processes: int, environment: Mapping[str, str]) -> dic
         "PET_SIGNALS_TO_HANDLE": signals,
     }
     return {name: value for name, value in wanted.items() if name not in environment} | fixed
+
+
+def _num_cores() -> int:
+    """Return the cores this process may use; macOS only tells how many there are."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def start(check: list[str], ranks: list[str], environment: dict[str, str]) -> int:

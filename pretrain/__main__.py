@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from pathlib import Path
 
+from megaprot.common.errors import InputError, RunError
 from megaprot.common.quiet import quiet
 from megaprot.pretrain.config import PretrainConfig
 
@@ -21,15 +23,24 @@ def run(config: PretrainConfig) -> None:
         RunError: The run failed (exit status 1).
     """
     quiet("megatron")
+    quiet("torch.distributed")  # names of collectives that megatron-core still uses are deprecated there
     from megaprot.pretrain import parallel, training, validation
 
+    if config.check_processes < 0:
+        raise InputError(f"check_processes is {config.check_processes}; give the number of processes.")
     num_processes = config.check_processes or int(os.environ.get("WORLD_SIZE", "1"))
     corpora = validation.validate(config, num_processes)
     if config.check_processes:
         print(f"configuration and data are valid for {num_processes} processes")
         return
-    with parallel.processes(config.parallel, config.run.timeout_minutes) as place:
-        training.train(training.Training(config, *corpora, place))
+    try:
+        with parallel.processes(config.parallel, config.run.timeout_minutes) as place:
+            training.train(training.Training(config, *corpora, place))
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+            raise
+        named = error.filename or config.run.dir
+        raise RunError(f"{named} cannot be written ({error.strerror}); free the disk and start again.") from error
 
 
 if __name__ == "__main__":

@@ -160,7 +160,11 @@ def newest_complete(checkpoints: Path) -> Path | None:
     """
     rank, size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     problems = []
-    for step in saved_steps(checkpoints):
+    # One list for all: on a file system that is not shared, or is slow to agree, ranks would see different ones.
+    steps = [saved_steps(checkpoints)]
+    if size > 1:
+        dist.broadcast_object_list(steps)
+    for step in steps[0]:
         folder = step_folder(checkpoints, step)
         problem = problem_of(folder)
         if not problem:
@@ -237,7 +241,8 @@ def save(
         dist_checkpointing.save(_sharded_state(chunks, optimizer, False), str(partial / WEIGHTS), strategy)
         checksums = _checksums(partial, (f"__{rank}_*", "common.pt", "metadata.json", ".metadata"), rank)
     except (OSError, RuntimeError, CheckpointException, CheckpointingException) as error:
-        failure = f"the checkpoint {final} could not be written ({_last_line(error)}); free the disk and start again."
+        remedy = "free the disk and start again" if isinstance(error, OSError) else "start again from the one before"
+        failure = f"the checkpoint {final} could not be written ({_last_line(error)}); {remedy}."
     _on_every_rank(failure)
     gathered: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(gathered, checksums)
@@ -283,9 +288,13 @@ def _finish(
     publish_folder(partial, final)
 
 
-def prune(checkpoints: Path, keep: int) -> None:
-    """Delete all but the newest ``keep`` saves that are complete; 0 keeps all. Incomplete ones are left to look at."""
-    complete = [step for step in saved_steps(checkpoints) if not problem_of(step_folder(checkpoints, step))]
+def prune(checkpoints: Path, keep: int, newest: int) -> None:
+    """Delete all but the last ``keep`` complete saves up to step ``newest``, the one just proven; 0 keeps all.
+
+    Saves that are incomplete or of later steps, which a resumed run has passed over, are left to look at.
+    """
+    earlier = (step for step in saved_steps(checkpoints) if step <= newest)
+    complete = [step for step in earlier if not problem_of(step_folder(checkpoints, step))]
     for step in complete[keep:] if keep else []:
         folder = step_folder(checkpoints, step)
         doomed = folder.with_name(f".{folder.name}.deleted")

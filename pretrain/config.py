@@ -102,7 +102,7 @@ class OptimConfig:
     Attributes:
         lr: Peak learning rate.
         min_lr: Learning rate at the end of the decay.
-        warmup_steps: Steps of linear warm-up from zero.
+        warmup_steps: Steps of linear warm-up; the first has ``lr / warmup_steps``.
         decay: Shape after warm-up.
         decay_steps: Step at which ``min_lr`` is reached; 0 means ``train.num_steps``.
         weight_decay: Decoupled weight decay; none on biases and LayerNorms.

@@ -13,6 +13,7 @@ Nothing of the parallel code itself changes: groups, schedules, reductions and c
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -91,6 +92,8 @@ def install() -> None:
     random_state: Any = tracker
     random_state._set_cuda_rng_state = _set_state
     random_state._get_cuda_rng_state = _get_state
+    # megatron-core looks at gradients of pipeline tensors; through the mode torch blames this module for it.
+    warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor that is not a leaf")
     mode = _RedirectToCpu()
     mode.__enter__()
     _installed.append(mode)

@@ -118,8 +118,7 @@ def build_model(
         use_distributed_optimizer=config.parallel.distributed_optimizer,
         average_in_collective=False,
     )
-    model = config.model
-    backend = resolve_backend(model.attention_backend, config.train.precision, model.attention_dropout)
+    backend = resolve_backend(config.model, config.train.precision)
     chunks = []
     for chunk in range(virtual):
         stage = chunk if virtual > 1 else None

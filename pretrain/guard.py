@@ -29,7 +29,7 @@ def reason_to_skip(
     Args:
         loss: Mean loss of the global batch.
         grad_norm: Gradient norm before clipping.
-        recent_losses: Losses of recent good steps.
+        recent_losses: Finite losses of recent steps, skipped ones too.
         recent_grad_norms: Their gradient norms.
         window: Length of the window; 0 switches the spike test off.
         sigma: Standard deviations above the mean that make a spike.

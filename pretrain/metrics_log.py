@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import sys
@@ -52,13 +53,15 @@ class MetricsLog:
         if run.tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
-            self.tensorboard = SummaryWriter(str(Path(run.dir) / "tensorboard"))
+            self.tensorboard = SummaryWriter(str(Path(run.dir) / "tensorboard"), purge_step=first_step + 1)
         if run.wandb_project:
             import wandb
 
-            # The folder's name is the run's id, so that a requeued job goes on in the same run.
+            # The folder makes the run's id, so that a requeued job goes on in the same run.
+            folder = Path(run.dir).resolve()
+            identifier = hashlib.sha256(str(folder).encode()).hexdigest()[:16]
             self.wandb = wandb.init(
-                project=run.wandb_project, id=Path(run.dir).resolve().name, resume="allow", dir=run.dir
+                project=run.wandb_project, id=identifier, name=folder.name, resume="allow", dir=run.dir
             )
 
     def has(self, step: int, key: str) -> bool:

@@ -14,6 +14,7 @@ from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from torch import Tensor
 
 from megaprot.pretrain.config import OptimConfig, ParallelConfig, TrainConfig
+from megaprot.pretrain.engine import PRECISIONS
 
 
 class AdamW(torch.optim.Optimizer):
@@ -133,7 +134,7 @@ def build_optimizer(
         clip_grad=optim.clip_grad,
         bf16=train.precision == "bf16",
         fp16=train.precision == "fp16",
-        params_dtype={"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[train.precision],
+        params_dtype=PRECISIONS[train.precision],
         initial_loss_scale=train.initial_loss_scale,
         min_loss_scale=1.0,
         use_distributed_optimizer=parallel.distributed_optimizer,

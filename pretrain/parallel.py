@@ -15,6 +15,7 @@ from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
 
 from megaprot.pretrain import cpu_backend
 from megaprot.pretrain.config import ParallelConfig
+from megaprot.pretrain.model.initialisation import parameter_seed
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ def seed_dropout(seed: int, step: int, place: Place) -> None:
     Nothing random is carried from step to step, so a resumed run draws the same dropout without saving any state.
     Tensor-parallel ranks share the default state and differ in the tracker's, as megatron-core expects.
     """
-    mixed = (seed * 1_000_003 + step) * 8191 + place.pipeline_rank * 127 + place.data_rank
+    mixed = parameter_seed(seed, f"dropout {step} {place.pipeline_rank} {place.data_rank}")
     mixed %= 2**31 - 10_000  # megatron-core adds small offsets
     torch.manual_seed(mixed)
     model_parallel_cuda_manual_seed(mixed, force_reset_rng=True)
@@ -107,12 +108,19 @@ def seed_dropout(seed: int, step: int, place: Place) -> None:
 
 @contextmanager
 def processes(parallel: ParallelConfig, timeout_minutes: float) -> Iterator[Place]:
-    """Join the world, lay it out and give this process's place; leave the groups at the end, however it comes."""
+    """Join the world, lay it out and give this process's place; leave the groups at the end.
+
+    After an error NCCL's groups are left to the end of the process: taking them down would wait for the other ranks,
+    which may be waiting for this one, and its message would not be seen.
+    """
     device = start_processes(timeout_minutes)
     try:
         yield lay_out(parallel, device)
-    finally:
-        stop_processes()
+    except BaseException:
+        if device.type != "cuda":
+            stop_processes()
+        raise
+    stop_processes()
 
 
 def stop_processes() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import time
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -31,13 +32,18 @@ def fused_parts() -> str:
     parts = []
     te = importlib.util.find_spec("transformer_engine") is not None
     parts.append(f"Transformer Engine {'installed' if te else 'not installed'}")
-    if importlib.util.find_spec("apex") is None:
-        parts.append("NVIDIA apex not installed")
-    elif importlib.util.find_spec("apex.optimizers") is None:
-        parts.append("the package called apex is not NVIDIA's")
-    else:
-        parts.append("NVIDIA apex installed, not used")
+    parts.append(_apex())
     return "; ".join(parts)
+
+
+def _apex() -> str:
+    """Return what the package called ``apex`` is: PyPI's is another project, NVIDIA's is built from source."""
+    apex = importlib.util.find_spec("apex")
+    if apex is None:
+        return "NVIDIA apex not installed"
+    folders = map(Path, apex.submodule_search_locations or ())
+    nvidia = any((folder / "optimizers").is_dir() for folder in folders)  # looked up without importing it
+    return "NVIDIA apex installed, not used" if nvidia else "the package called apex is not NVIDIA's"
 
 
 def count_parameters(config: PretrainConfig, vocabulary_size: int) -> int:
@@ -61,7 +67,7 @@ def describe_run(
     num_chunks = parallel.pipeline * parallel.virtual_pipeline
     layers = layers_per_chunk(model.num_layers, num_chunks, parallel.pipeline_layout)
     device = torch.cuda.get_device_name() if place.device.type == "cuda" else "CPU (gloo)"
-    kernel = resolve_backend(model.attention_backend, train.precision, model.attention_dropout)
+    kernel = resolve_backend(model, train.precision)
     millions = count_parameters(config, corpus.vocabulary.size) / 1e6
     return [
         f"model     {millions:.1f} M parameters: {model.num_layers} layers, hidden {model.hidden_size}, "

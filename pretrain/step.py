@@ -141,7 +141,7 @@ class StepResult:
     Attributes:
         tally: Sums over the global batch.
         grad_norm: Global gradient norm before clipping; NaN where the fp16 loss scale overflowed.
-        requests: Sum over ranks of what each asked for (see ``train_step``), by place in the list.
+        requests: Sum over ranks of what each asked for (see ``accumulate_gradients``), by place in the list.
     """
 
     tally: Tally

@@ -10,7 +10,7 @@ import torch
 from megaprot.pretrain.config import ModelConfig
 
 # Dense bf16/fp16 rates of the data sheets, in TFLOP/s.
-_DATA_SHEET = {"A100": 312.0, "H100": 989.0, "H200": 989.0, "B200": 2250.0}
+_DATA_SHEET = {"A100": 312.0, "H100 80GB HBM3": 989.0, "H200": 989.0, "B200": 2250.0}
 
 
 def training_flops(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -92,6 +93,7 @@ class Training:
 
     def __init__(self, config: PretrainConfig, train: Corpus, valid: Corpus, place: Place) -> None:
         self.config, self.place, self.corpus = config, place, train
+        self.stop = StopRequest()  # first of all: building and loading can take minutes
         self.checkpoints = Path(config.run.dir) / "checkpoints"
         engine = transformer_config(config)
         self.chunks: list[DistributedDataParallel] = build_model(config, engine, train.vocabulary, place)
@@ -146,14 +148,19 @@ class Training:
             train.spike_window,
             train.spike_sigma,
         )
+        # Skipped values too, so that a lasting change of level stops being a spike.
+        for value, recent in (
+            (result.tally.mean_loss, state.recent_losses),
+            (result.grad_norm, state.recent_grad_norms),
+        ):
+            if math.isfinite(value):
+                remember(value, recent, train.spike_window)
         if reason:
             state.skipped_steps += 1
             state.skipped_in_a_row += 1
             return result, reason
         apply_gradients(self.optimizer, result.grad_norm, self.config.optim.clip_grad)
         state.skipped_in_a_row = 0
-        remember(result.tally.mean_loss, state.recent_losses, train.spike_window)
-        remember(result.grad_norm, state.recent_grad_norms, train.spike_window)
         return result, ""
 
     def validate(self) -> Tally:
@@ -164,10 +171,13 @@ class Training:
         """Write a checkpoint of the present step, then drop the oldest ones; a second call at one step does nothing."""
         if self.saved_step == self.state.step:
             return
+        for chunk in self.chunks if self.config.parallel.overlap_communication else ():
+            if self.config.parallel.distributed_optimizer:
+                chunk.start_param_sync(force_sync=True)  # else gathered only by the next forward pass
         checkpoint.save(self.checkpoints, self.chunks, self.optimizer, self.state, self.config, self.corpus.vocabulary)
         self.saved_step = self.state.step
         if self.place.is_main:
-            checkpoint.prune(self.checkpoints, self.config.train.keep_checkpoints)
+            checkpoint.prune(self.checkpoints, self.config.train.keep_checkpoints, self.state.step)
 
 
 def _stop_after_skips(training: Training, step: int, reason: str) -> None:
@@ -235,7 +245,7 @@ def train(training: Training) -> None:
     folder; ``train.max_minutes`` ends it with a checkpoint.
     """
     config, place, state = training.config, training.place, training.state
-    run_folder, stop = Path(config.run.dir), StopRequest()
+    run_folder, stop = Path(config.run.dir), training.stop
     log = None
     if place.is_main:
         run_folder.mkdir(parents=True, exist_ok=True)
@@ -245,6 +255,8 @@ def train(training: Training) -> None:
         log = MetricsLog(config.run, state.step, config.train.num_steps)
         for line in describe_run(config, training.corpus, training.stream, training.chunks, place):
             log.say(line)
+        if state.step >= config.train.num_steps:
+            log.say(f"the run has its {state.step} steps; raise train.num_steps to go on")
     if _lacks_validation(training, log):
         _validate_and_log(training, log)
     started, interval = time.monotonic(), Interval()
@@ -268,11 +280,9 @@ def train(training: Training) -> None:
             log.advance(state.step)
         _stop_after_skips(training, step, skipped)
         if not (preempted or out_of_time) and _due(state.step, config.train.eval_interval, config.train.num_steps):
-            _validate_and_log(training, log)
-            interval.started = time.perf_counter()
+            interval.started += _seconds(lambda: _validate_and_log(training, log))
         if _due(state.step, config.train.save_interval, config.train.num_steps) or last:
-            training.save()
-            interval.started = time.perf_counter()
+            interval.started += _seconds(training.save)
         if preempted or out_of_time:
             break
     if log is not None:
@@ -283,6 +293,13 @@ def train(training: Training) -> None:
         elif out_of_time:
             log.say(f"train.max_minutes reached: saved at step {state.step}; start the same command again to go on")
         log.close()
+
+
+def _seconds(pause: Callable[[], None]) -> float:
+    """Do something that is no training and return the seconds it took."""
+    started = time.perf_counter()
+    pause()
+    return time.perf_counter() - started
 
 
 def _due(step: int, interval: int, num_steps: int) -> bool:

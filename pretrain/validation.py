@@ -36,7 +36,7 @@ _FIXED_KEYS = (
 _NOT_NEGATIVE = (
     *(f"train.{key}" for key in ("eval_interval", "save_interval", "keep_checkpoints", "eval_rows", "spike_window")),
     *("train.max_minutes", "optim.warmup_steps", "optim.decay_steps", "optim.weight_decay", "optim.clip_grad"),
-    *("optim.min_lr", "data.num_workers", "model.ffn_hidden_size"),
+    *("optim.min_lr", "data.num_workers", "model.ffn_hidden_size", "run.peak_tflops"),
 )
 _POSITIVE = (
     *(f"train.{key}" for key in ("num_steps", "log_interval", "spike_sigma", "max_skipped_steps")),
@@ -74,9 +74,10 @@ def check_model(model: ModelConfig, parallel: ParallelConfig) -> None:
         model.position_embedding != "rotary" or (model.hidden_size // heads) % 2 == 0,
         f"rotary positions need an even head size, {model.hidden_size} / {heads} is odd; change the number of heads.",
     )
-    dividing = [size for size in range(1, heads + 1) if heads % size == 0 and VOCABULARY_MULTIPLE % size == 0]
+    split = (heads, VOCABULARY_MULTIPLE, model.feed_forward_size)
+    dividing = [size for size in range(1, heads + 1) if not any(whole % size for whole in split)]
     _require(
-        tensor in dividing and model.feed_forward_size % tensor == 0,
+        tensor in dividing,
         f"parallel.tensor {tensor} does not divide the model (heads {heads}, feed-forward {model.feed_forward_size}, "
         f"padded vocabulary {VOCABULARY_MULTIPLE}); choose one of {', '.join(map(str, dividing))}.",
     )
@@ -121,6 +122,16 @@ def check_layout(config: PretrainConfig, num_processes: int) -> int:
     return num_processes // model_size
 
 
+def check_devices(num_processes: int) -> None:
+    """Raise InputError where this machine has CUDA devices, but fewer than it is to have processes."""
+    here, num_devices = int(os.environ.get("LOCAL_WORLD_SIZE", num_processes)), torch.cuda.device_count()
+    _require(
+        num_devices == 0 or here <= num_devices,
+        f"{here} processes cannot share {num_devices} CUDA device(s); start at most {num_devices} here, or set "
+        "CUDA_VISIBLE_DEVICES= to train on the CPU.",
+    )
+
+
 def batch_rows_at(step: int, train: TrainConfig) -> int:
     """Return the rows of the global batch at optimizer step ``step``: ramped up in equal stretches, then constant."""
     start, increment = train.ramp_up_start_rows, train.ramp_up_increment_rows
@@ -141,6 +152,10 @@ def check_batch(train: TrainConfig, parallel: ParallelConfig, data_size: int) ->
         )
         batches = set(range(start, end + 1, increment))
     else:
+        _require(
+            not (train.ramp_up_increment_rows or train.ramp_up_steps),
+            "train.ramp_up_increment_rows and ramp_up_steps need train.ramp_up_start_rows; give all three.",
+        )
         batches = {train.global_batch_rows}
     group = parallel.pipeline if parallel.virtual_pipeline > 1 else 1
     for rows in sorted(batches):
@@ -157,8 +172,17 @@ def check_numbers(config: PretrainConfig) -> None:
     for key in (*_NOT_NEGATIVE, *_POSITIVE):
         section, name = key.split(".")
         value = getattr(getattr(config, section), name)
-        _require(value >= 0, f"{key} is {value}; give 0 or more.")
+        _require(value >= 0 and math.isfinite(value), f"{key} is {value}; give 0 or more.")
         _require(value > 0 or key in _NOT_NEGATIVE, f"{key} is {value}; give a number above 0.")
+    optim = config.optim
+    _require(
+        optim.min_lr <= optim.lr,
+        f"optim.min_lr {optim.min_lr} is above optim.lr {optim.lr}; the rate would rise: lower optim.min_lr.",
+    )
+    _require(
+        optim.decay_steps == 0 or optim.decay_steps > optim.warmup_steps,
+        f"optim.decay_steps {optim.decay_steps} ends within the {optim.warmup_steps} warm-up steps; give 0 or more.",
+    )
     for name in ("beta1", "beta2"):
         value = getattr(config.optim, name)
         _require(0 <= value < 1, f"optim.{name} is {value}; give a number from 0 to below 1.")
@@ -174,6 +198,10 @@ def open_corpora(data: DataConfig) -> tuple[Corpus, Corpus]:
     _require(bool(data.path), "data.path is not given; name a folder that megaprot preprocess made.")
     folder = Path(data.path)
     _require(folder.is_dir(), f"data.path {folder} is not a folder; make it with megaprot preprocess.")
+    _require(
+        (folder / "valid.json").is_file() or not (folder / "train.json").is_file(),
+        f"data.path {folder} has no validation split; run megaprot preprocess again with --split.valid above 0.",
+    )
     train, valid = Corpus.open(folder / "train"), Corpus.open(folder / "valid")
     _require(
         train.vocabulary == valid.vocabulary,
@@ -238,9 +266,10 @@ def validate(config: PretrainConfig, num_processes: int) -> tuple[Corpus, Corpus
     check_numbers(config)
     check_model(config.model, config.parallel)
     data_size = check_layout(config, num_processes)
+    check_devices(num_processes)
     check_batch(config.train, config.parallel, data_size)
     masking_of(config.data)
-    resolve_backend(config.model.attention_backend, config.train.precision, config.model.attention_dropout)
+    resolve_backend(config.model, config.train.precision)
     train, valid = open_corpora(config.data)
     check_row_shape(config.data.row_tokens, config.data.max_sequence_length, train.vocabulary.num_boundary_tokens)
     check_run_folder(config, train)

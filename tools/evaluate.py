@@ -64,6 +64,7 @@ def run(config: EvaluateConfig) -> None:
         InputError: Model or corpus are missing, damaged or do not fit each other.
     """
     quiet("megatron")
+    quiet("torch.distributed")
     from megaprot.common.files import write_json_atomically
     from megaprot.pretrain import checkpoint, parallel
     from megaprot.pretrain.corpus import Corpus

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from megaprot.common.errors import InputError
+from megaprot.pretrain.config import ModelConfig
 
 
 @dataclass
@@ -80,12 +81,17 @@ def _varlen(query: Tensor, key: Tensor, value: Tensor, packed: PackedSequences, 
     return attended
 
 
-def _problem(name: str, precision: str, attention_dropout: float) -> str:
+def _problem(name: str, model: ModelConfig, precision: str) -> str:
     """Return why attention kernel ``name`` cannot run here, or an empty string."""
+    head_size = model.hidden_size // model.num_attention_heads
     if name == "sdpa":
         return ""
     if not torch.cuda.is_available():
         return "needs a CUDA device"
+    if torch.cuda.get_device_capability() < (8, 0):
+        return "needs a GPU of compute capability 8.0 or newer"
+    if head_size % 8 or head_size > 256:
+        return f"needs a head size that is a multiple of 8 and at most 256, not {head_size}"
     if precision == "fp32":
         return "runs in bf16 or fp16 only"
     if name == "te":
@@ -93,23 +99,23 @@ def _problem(name: str, precision: str, attention_dropout: float) -> str:
         return "needs the package transformer-engine (pip install megaprot[gpu])" if missing else ""
     if importlib.util.find_spec("torch.nn.attention.varlen") is None:
         return f"needs torch 2.10 or newer, this is {torch.__version__}"
-    return "has no attention dropout" if attention_dropout > 0 else ""
+    return "has no attention dropout" if model.attention_dropout > 0 else ""
 
 
-def resolve_backend(name: str, precision: str, attention_dropout: float) -> str:
-    """Return the attention kernel to use: ``name`` itself, or for ``auto`` the fastest that can run here.
+def resolve_backend(model: ModelConfig, precision: str) -> str:
+    """Return the attention kernel to use: the one asked for, or for ``auto`` the fastest that can run here.
 
     Args:
-        name: ``auto``, ``varlen``, ``te`` or ``sdpa``.
+        model: Shape, attention dropout and ``attention_backend``.
         precision: ``fp32``, ``bf16`` or ``fp16``.
-        attention_dropout: Dropout on attention weights.
 
     Raises:
         InputError: The kernel that was asked for cannot run here.
     """
+    name = model.attention_backend
     if name == "auto":
-        return next(one for one in ("varlen", "te", "sdpa") if not _problem(one, precision, attention_dropout))
-    problem = _problem(name, precision, attention_dropout)
+        return next(one for one in ("varlen", "te", "sdpa") if not _problem(one, model, precision))
+    problem = _problem(name, model, precision)
     if problem:
         raise InputError(f"model.attention_backend: {name} {problem}; choose auto or sdpa, or change that.")
     return name

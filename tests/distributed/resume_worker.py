@@ -26,6 +26,7 @@ from megaprot.pretrain.training import Training, train
 from megaprot.pretrain.validation import validate
 from tests.distributed.layouts import to_config
 from tests.distributed.run import run_processes
+from tests.pretrain.runs import replace_take_step
 
 
 @dataclass
@@ -70,7 +71,7 @@ def poison(training: Training, rank: int) -> list[dict[str, Any]]:
         said.append({"skipped": bool(reason), "changed": not all(map(torch.equal, before, weights))})
         return result, reason
 
-    training.take_step = take_step_poisoned  # type: ignore[method-assign]
+    replace_take_step(training, take_step_poisoned)
     return said
 
 
@@ -98,9 +99,6 @@ def main() -> None:
     results, listed = map(Path, sys.argv[1:])
     logging.disable(logging.WARNING)
     torch.set_num_threads(1)
-    import megaprot.pretrain.optimizer as o
-    from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
-    o.ReshardableOptimizer = DistributedOptimizer
     device = parallel.start_processes(5.0)
     for values in json.loads(listed.read_text()):
         job = Job(**values | {"config": to_config(values["config"])})

@@ -95,7 +95,7 @@ def jobs_of(world: World) -> list[Job]:
             ),
         ]
     both = LAYOUTS["TP2 PP2 SP sharded"]
-    whole = config_of(world, "dropout", both, model=DROPOUT, train={"precision": "bf16"})
+    whole = config_of(world, "dropout", both, model=DROPOUT, train={"precision": "bf16", "num_steps": STOP + 1})
     resumed = replace(whole, run=replace(whole.run, dir=str(world.run_of("dropout resumed"))))
     poisoned = config_of(world, "poisoned", both, train={"num_steps": 3, "eval_interval": 0, "save_interval": 0})
     evaluated = config_of(world, "evaluated", both)

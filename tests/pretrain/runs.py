@@ -2,7 +2,7 @@
 
 import shutil
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,7 @@ def write_corpus(folder: Path, lengths: Sequence[int] = (), vocabulary: Vocabula
 def small_config(corpus: Path, run: Path, **sections: dict[str, Any]) -> PretrainConfig:
     """The tiny run, smaller still: every step logged, validation and a checkpoint at each second one, all kept."""
     train = {"global_batch_rows": 8, "num_steps": 5, "log_interval": 1, "eval_interval": 2, "save_interval": 2}
-    defaults = {
+    defaults: dict[str, dict[str, Any]] = {
         "model": SMALL,
         "data": {"path": str(corpus), "row_tokens": 128, "max_sequence_length": 80},
         "run": {"dir": str(run)},
@@ -75,6 +75,11 @@ def rows_of(folder: Path) -> Rows:
     return [{key: value for key, value in row.items() if key not in MEASURED} for row in rows]
 
 
+def replace_take_step(training: Any, take_step: Callable[..., Any]) -> None:
+    """Let the run call ``take_step`` in place of its own."""
+    training.take_step = take_step
+
+
 def stop_at(training: Training, step: int) -> None:
     """Let the run receive SIGTERM so that it ends with ``step`` (2 or more) steps behind it."""
     take_step = training.take_step
@@ -84,13 +89,13 @@ def stop_at(training: Training, step: int) -> None:
             signal.raise_signal(signal.SIGTERM)
         return take_step(number, *arguments)
 
-    training.take_step = take_step_and_signal  # type: ignore[method-assign]
+    replace_take_step(training, take_step_and_signal)
 
 
 def saved_tensors(checkpoint: Path) -> dict[str, torch.Tensor]:
     """The tensors of a save by name, read with torch alone, in a single process and without a model."""
     reader = torch_checkpoint.FileSystemReader(checkpoint / "weights")
-    described = reader.read_metadata().state_dict_metadata
+    described: dict[str, Any] = reader.read_metadata().state_dict_metadata
     tensors = {name: torch.empty(entry.size, dtype=entry.properties.dtype) for name, entry in described.items()}
     torch_checkpoint.load(tensors, storage_reader=reader, no_dist=True)
     return tensors

@@ -82,7 +82,7 @@ def test_a_save_holds_what_the_run_is(finished: Training) -> None:
     assert (finished.state.step, finished.state.consumed_rows) == (4, 32)
 
     tensors = saved_tensors(newest)
-    weights = gather_global(chunk.module for chunk in finished.chunks)
+    weights, _ = gather_global(chunk.module for chunk in finished.chunks)
     prefixes = ("", "optimizer.state.exp_avg.", "optimizer.state.exp_avg_sq.")
     assert {prefix + name for name in weights for prefix in prefixes} <= tensors.keys()
     assert all(torch.equal(tensors[name], weight) for name, weight in weights.items())
@@ -145,10 +145,17 @@ def test_pruning_keeps_the_newest_whole_ones_and_leaves_the_others(saves: Path) 
     for step in (6, 8, 10):
         shutil.copytree(saves / "step_00000002", saves / f"step_{step:08d}")
     (saves / "step_00000010" / "config.yaml").unlink()
-    checkpoint.prune(saves, 0)
+    checkpoint.prune(saves, 0, newest=10**6)
     assert checkpoint.saved_steps(saves) == [10, 8, 6, 4, 2]
-    checkpoint.prune(saves, 2)
+    checkpoint.prune(saves, 2, newest=10**6)
     assert sorted(path.name for path in saves.iterdir()) == [f"step_{step:08d}" for step in (6, 8, 10)]
+
+
+def test_pruning_after_a_resume_keeps_the_save_just_made_not_a_later_damaged_one(saves: Path) -> None:
+    for step in (10, 20, 15):  # 20 was found damaged, the run went on from 10 and has just saved 15
+        shutil.copytree(saves / "step_00000002", saves / f"step_{step:08d}")
+    checkpoint.prune(saves, 1, newest=15)
+    assert checkpoint.saved_steps(saves) == [20, 15]
 
 
 @contextmanager

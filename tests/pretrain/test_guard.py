@@ -15,7 +15,7 @@ from megaprot.pretrain.checkpoint import saved_steps
 from megaprot.pretrain.guard import reason_to_skip, remember
 from megaprot.pretrain.parallel import Place
 from megaprot.pretrain.training import Training
-from tests.pretrain.runs import begin, run, small_config, write_corpus
+from tests.pretrain.runs import begin, replace_take_step, run, small_config, write_corpus
 
 EIGHT = [2.0, 4.0, 4.0, 4.0, 5.0, 5.0, 7.0, 9.0]  # mean 5, standard deviation 2
 FLAT = [1.0] * 8
@@ -89,7 +89,7 @@ def poison(training: Training, steps: set[int], change: Callable[[Training], Cal
         changed.append(not all(map(torch.equal, before, after)))
         return result
 
-    training.take_step = take_step_watched  # type: ignore[method-assign]
+    replace_take_step(training, take_step_watched)
     return changed
 
 

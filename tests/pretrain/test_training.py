@@ -9,7 +9,17 @@ import torch
 
 from megaprot.pretrain.checkpoint import saved_steps, step_folder
 from megaprot.pretrain.parallel import Place
-from tests.pretrain.runs import Rows, begin, rows_of, run, saved_tensors, small_config, stop_at, write_corpus
+from tests.pretrain.runs import (
+    Rows,
+    begin,
+    replace_take_step,
+    rows_of,
+    run,
+    saved_tensors,
+    small_config,
+    stop_at,
+    write_corpus,
+)
 
 NUM_STEPS = 7
 DROPOUT = {"hidden_dropout": 0.2, "attention_dropout": 0.2}
@@ -126,7 +136,7 @@ def test_a_crashed_run_takes_the_steps_after_its_last_save_again(corpus: Path, t
             raise KeyboardInterrupt
         return take_step(step, *arguments)
 
-    training.take_step = crash  # type: ignore[method-assign]
+    replace_take_step(training, crash)
     with pytest.raises(KeyboardInterrupt):
         run(training)
     assert rows_of(tmp_path / "crashed")[-1]["step"] == 3

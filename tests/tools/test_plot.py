@@ -41,7 +41,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Figure]]:
 
 def curves(figure: Figure, side: int) -> Curves:
     """{label: (steps, values)} of the left (0) or right (1) half."""
-    lines = figure.axes[side].get_lines()
+    lines: list[Any] = list(figure.axes[side].get_lines())
     return {str(line.get_label()): (list(line.get_xdata()), list(line.get_ydata())) for line in lines}
 
 
