@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from megatron.core import parallel_state
 
 from megaprot.pretrain import parallel
 from megaprot.pretrain.config import PretrainConfig
@@ -24,7 +23,7 @@ from megaprot.pretrain.evaluation import evaluate_checkpoint
 from megaprot.pretrain.parallel import Place
 from megaprot.pretrain.training import Training, train
 from megaprot.pretrain.validation import validate
-from tests.distributed.layouts import to_config
+from tests.distributed.layouts import Layouts, to_config
 from tests.distributed.run import run_processes
 from tests.pretrain.runs import replace_take_step
 
@@ -99,12 +98,11 @@ def main() -> None:
     results, listed = map(Path, sys.argv[1:])
     logging.disable(logging.WARNING)
     torch.set_num_threads(1)
-    device = parallel.start_processes(5.0)
+    layouts = Layouts(parallel.start_processes(5.0))
     for values in json.loads(listed.read_text()):
         job = Job(**values | {"config": to_config(values["config"])})
-        place = parallel.lay_out(job.config.parallel, device)
+        place = layouts.lay_out(job.config.parallel)
         line = do(job, place)
-        parallel_state.destroy_model_parallel()
         if line is not None and place.is_main:
             with results.open("a") as stream:
                 stream.write(json.dumps({"name": job.name} | line) + "\n")
