@@ -241,8 +241,8 @@ def save(
         dist_checkpointing.save(_sharded_state(chunks, optimizer, False), str(partial / WEIGHTS), strategy)
         checksums = _checksums(partial, (f"__{rank}_*", "common.pt", "metadata.json", ".metadata"), rank)
     except (OSError, RuntimeError, CheckpointException, CheckpointingException) as error:
-        remedy = "free the disk and start again" if isinstance(error, OSError) else "start again from the one before"
-        failure = f"the checkpoint {final} could not be written ({_last_line(error)}); {remedy}."
+        problem = _last_line(error)
+        failure = f"the checkpoint {final} could not be written ({problem}); free the disk and start again."
     _on_every_rank(failure)
     gathered: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(gathered, checksums)

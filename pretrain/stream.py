@@ -339,11 +339,11 @@ def _as_it_is(step_rows: Any) -> Any:
 
 
 def _live_and_die_with_the_parent(worker: int) -> None:
-    """Let a loader process outlive signals to the whole job, which the training process answers, but not its parent.
+    """Let a loader process outlive Ctrl-C and Slurm's warning, which the training process answers, but not its parent.
 
     torch's own watch starts too late for a parent that is killed while its loaders start: they would stay for ever.
     """
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+    for number in (signal.SIGINT, signal.SIGUSR1):  # SIGTERM is how the parent itself ends them
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_exit_after_the_parent, daemon=True).start()
 

@@ -55,7 +55,7 @@ class Interval:
     tokens: float = 0.0
     squared_lengths: float = 0.0
     masked: float = 0.0
-    started: float = field(default_factory=time.perf_counter)
+    started: float = field(default_factory=lambda: time.perf_counter())
     num_steps: int = 0
 
 

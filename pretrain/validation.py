@@ -200,7 +200,7 @@ def open_corpora(data: DataConfig) -> tuple[Corpus, Corpus]:
     _require(folder.is_dir(), f"data.path {folder} is not a folder; make it with megaprot preprocess.")
     _require(
         (folder / "valid.json").is_file() or not (folder / "train.json").is_file(),
-        f"data.path {folder} has no validation split; run megaprot preprocess again with --split.valid above 0.",
+        f"{folder / 'valid.json'} is missing; run megaprot preprocess again, with --split.valid above 0.",
     )
     train, valid = Corpus.open(folder / "train"), Corpus.open(folder / "valid")
     _require(

@@ -178,3 +178,13 @@ def test_a_run_saved_before_its_first_good_step_goes_on(corpus: Path, tmp_path: 
         resumed = begin(config, alone)
         assert resumed.state.skipped_in_a_row == 4
         assert all(map(torch.equal, contents(training), contents(resumed)))
+
+
+def test_a_lasting_change_of_level_is_a_spike_only_until_the_window_knows_it() -> None:
+    losses, norms, skipped = [1.0 + 0.01 * (step % 3) for step in range(32)], [1.0] * 32, []
+    for step in range(40):
+        reason = reason_to_skip(2.0, 1.0, losses, norms, 32, 6.0)
+        skipped += [step] if reason else []
+        remember(2.0, losses, 32)
+    assert skipped == list(range(len(skipped)))
+    assert 1 <= len(skipped) < 5

@@ -116,11 +116,15 @@ def test_wandb_goes_on_in_the_run_of_the_same_folder(tmp_path: Path, monkeypatch
     wandb, recorder = ModuleType("wandb"), Recorder()
     wandb.init = recorder.init  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "wandb", wandb)
-    log = MetricsLog(RunConfig(dir=str(tmp_path), wandb_project="proteins"), 0, 10)
-    log.write({"step": 3, "loss": math.nan})
-    log.close()
-    (_, _, options), logged, finished = recorder.calls
-    assert (options["project"], options["id"], options["resume"]) == ("proteins", tmp_path.name, "allow")
+    same_name = tmp_path / "elsewhere" / tmp_path.name
+    same_name.mkdir(parents=True)
+    for folder in (tmp_path, same_name, tmp_path):
+        log = MetricsLog(RunConfig(dir=str(folder), wandb_project="proteins"), 0, 10)
+        log.write({"step": 3, "loss": math.nan})
+        log.close()
+    (_, _, options), logged, finished, (_, _, other), _, _, (_, _, again), _, _ = recorder.calls
+    assert (options["project"], options["name"], options["resume"]) == ("proteins", tmp_path.name, "allow")
+    assert options["id"] == again["id"] != other["id"]
     assert logged == ("log", ({"step": 3, "loss": None},), {"step": 3})
     assert finished[0] == "finish"
 

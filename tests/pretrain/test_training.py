@@ -1,5 +1,6 @@
 """The training loop in one process: stopped, crashed or out of time, a run goes on as if nothing had happened."""
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 from megaprot.pretrain.checkpoint import saved_steps, step_folder
+from megaprot.pretrain.metrics_log import read_metrics
 from megaprot.pretrain.parallel import Place
 from tests.pretrain.runs import (
     Rows,
@@ -160,3 +162,28 @@ def test_a_run_out_of_time_saves_and_ends_without_a_marker(corpus: Path, tmp_pat
     assert [row["step"] for row in rows] == [1]
     assert saved_steps(tmp_path / "checkpoints") == [1]
     assert not (tmp_path / "REQUEUE").exists()
+
+
+def test_rates_leave_out_the_time_of_validations_within_an_interval(
+    corpus: Path, tmp_path: Path, alone: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A clock that advances one second a step and a thousand a validation: rates count the former alone."""
+    train = {"num_steps": 6, "log_interval": 6, "eval_interval": 4, "save_interval": 0}
+    training = begin(small_config(corpus, tmp_path / "run", train=train), alone)
+    now = [0.0]
+    take_step, validate = training.take_step, training.validate
+
+    def slow_step(*arguments: Any) -> Any:
+        now[0] += 1.0
+        return take_step(*arguments)
+
+    def slow_validation() -> Any:
+        now[0] += 1000.0
+        return validate()
+
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    replace_take_step(training, slow_step)
+    training.validate = slow_validation  # type: ignore[method-assign]
+    run(training)
+    (row,) = (row for row in read_metrics(tmp_path / "run" / "metrics.jsonl") if "residues_per_second" in row)
+    assert row["residues_per_second"] == pytest.approx(row["consumed_residues"] / 6, rel=1e-6)
