@@ -11,7 +11,7 @@ CONSTRAINTS ?= constraints-cpu.txt
 
 BIN := $(abspath $(VENV))/bin
 PIP_INSTALL := $(BIN)/python -m pip install $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
-ROOMS := common pretrain tools launch
+ROOMS := common pretrain finetune tools launch
 
 .PHONY: quickstart test lint bench clean
 
@@ -43,5 +43,5 @@ $(VENV)/.installed: $(VENV)/.created setup.py $(CONSTRAINTS)
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(PIP_INSTALL) -e ".[dev]"
+	$(PIP_INSTALL) -e ".[data,dev]"
 	touch $@

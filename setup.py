@@ -4,7 +4,7 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
-ROOMS = ("common", "pretrain", "tools", "launch")
+ROOMS = ("common", "pretrain", "finetune", "tools", "launch")
 VERSION = "0.1.0"
 
 
@@ -33,13 +33,21 @@ setup(
         "torch>=2.10",
         "megatron-core>=0.16.1,<0.17",
         "numpy>=1.26",
+        "numba>=0.60",  # native loops of the data path
+        "edlib>=1.3.9",  # edit distances
+        "isal>=1.7",  # gzip, three times as fast
         "psutil>=5.9",  # megatron-core's checkpoint writers import it
         "PyYAML>=6.0",
         "jsonargparse[signatures]>=4.40",
         "tqdm>=4.66",
+        "transformers>=4.40",
+        "safetensors>=0.4",
+        "h5py>=3.10",
+        "scipy>=1.11",
         "matplotlib>=3.8",
     ],
     extras_require={
+        "data": ["pyarrow>=14", "lmdb>=1.4", "zstandard>=0.22", "sentencepiece>=0.2"],
         "gpu": ["transformer-engine[pytorch]>=2.9"],
         "logging": ["tensorboard>=2.16", "wandb>=0.17"],
         "dev": [
@@ -50,7 +58,6 @@ setup(
             "types-PyYAML",
             "setuptools>=70.1",
             "wheel",
-            "transformers>=4.40",
             "fair-esm>=2.0",
             "megatron-tokenizer-lite==0.0.2",
         ],

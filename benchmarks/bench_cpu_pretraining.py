@@ -26,11 +26,12 @@ from megaprot.common.quiet import quiet
 from megaprot.common.vocabulary import get_vocabulary
 
 quiet("megatron")
-from megaprot.pretrain import parallel  # noqa: E402 - after megatron-core's warnings are off
-from megaprot.pretrain.config import DataConfig, ModelConfig, PretrainConfig, RunConfig, TrainConfig  # noqa: E402
-from megaprot.pretrain.corpus import Corpus  # noqa: E402
-from megaprot.pretrain.training import Training  # noqa: E402
-from megaprot.tools import preprocess  # noqa: E402
+from megaprot.pretrain import parallel
+from megaprot.pretrain.blend import open_blend
+from megaprot.pretrain.config import DataConfig, ModelConfig, PretrainConfig, RunConfig, TrainConfig
+from megaprot.pretrain.corpus import Corpus
+from megaprot.pretrain.training import Training
+from megaprot.tools import preprocess
 
 ROOT = Path(__file__).parent.parent
 PEER_BATCH = 16  # sequences
@@ -46,7 +47,7 @@ def ours(folder: Path, precision: str) -> Callable[[], int]:
         run=RunConfig(dir=str(folder / "run")),
     )
     place = parallel.lay_out(config.parallel, parallel.start_processes(5))
-    training = Training(config, Corpus.open(folder / "train"), Corpus.open(folder / "valid"), place)
+    training = Training(config, open_blend(config.data), place)
     steps = training.steps()
 
     def step() -> int:

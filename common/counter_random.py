@@ -7,6 +7,9 @@ with Stafford's variant 13 of the finaliser: output n of the stream with seed s 
 GOLDEN_GAMMA)``.
 """
 
+from functools import lru_cache
+
+import numba
 import numpy as np
 from numpy.typing import NDArray
 
@@ -25,11 +28,30 @@ def mix64(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return mixed
 
 
+@numba.njit(cache=True, nogil=True)
+def scalar_mix64(value: np.uint64) -> np.uint64:
+    """Return ``mix64`` of one word, for native loops."""
+    value = (value ^ (value >> np.uint64(30))) * _FIRST_FACTOR
+    value = (value ^ (value >> np.uint64(27))) * _SECOND_FACTOR
+    return value ^ (value >> np.uint64(31))
+
+
+@numba.njit(cache=True, nogil=True)
+def scalar_bits(key: np.uint64, counter: int) -> np.uint64:
+    """Return ``uniform_bits`` of one (key, counter), for native loops."""
+    return scalar_mix64((np.uint64(counter) + np.uint64(1)) * GOLDEN_GAMMA + key)
+
+
+@numba.njit(cache=True, nogil=True)
 def keys(prefix: np.uint64, numbers: NDArray[np.integer]) -> NDArray[np.uint64]:
     """Return one key for each number [n], of the family ``prefix``: ``keys(key(a, b), [c])[0] == key(a, b, c)``."""
-    return mix64((numbers.astype(np.uint64) ^ prefix) + GOLDEN_GAMMA)
+    found = np.empty(len(numbers), dtype=np.uint64)
+    for place in range(len(numbers)):
+        found[place] = scalar_mix64((np.uint64(numbers[place]) ^ prefix) + GOLDEN_GAMMA)
+    return found
 
 
+@lru_cache(maxsize=1024)  # the same few keys are asked for row after row
 def key(*parts: int) -> np.uint64:
     """Fold integers (seed, epoch, sequence, ...), each taken modulo 2**64, into one key; their order counts."""
     state = np.uint64(0)
@@ -46,8 +68,3 @@ def uniform_bits(keys: NDArray[np.uint64] | np.uint64, counters: NDArray[np.inte
 def below(bits: NDArray[np.uint64], bounds: NDArray[np.integer] | int) -> NDArray[np.int64]:
     """Turn the upper half of 64 random bits into integers from 0 to bounds - 1 (bounds below 2**31; bias 2**-32)."""
     return (((bits >> np.uint64(32)) * np.asarray(bounds).astype(np.uint64)) >> np.uint64(32)).astype(np.int64)
-
-
-def permutation(key: np.uint64, num_items: int) -> NDArray[np.int64]:
-    """Return the numbers 0 to num_items - 1 in an order drawn from ``key`` (a sort by random bits)."""
-    return np.argsort(uniform_bits(key, np.arange(num_items)), kind="stable")

@@ -29,13 +29,13 @@ def run(config: PretrainConfig) -> None:
     if config.check_processes < 0:
         raise InputError(f"check_processes is {config.check_processes}; give the number of processes.")
     num_processes = config.check_processes or int(os.environ.get("WORLD_SIZE", "1"))
-    corpora = validation.validate(config, num_processes)
+    blend = validation.validate(config, num_processes)
     if config.check_processes:
         print(f"configuration and data are valid for {num_processes} processes")
         return
     try:
         with parallel.processes(config.parallel, config.run.timeout_minutes) as place:
-            training.train(training.Training(config, *corpora, place))
+            training.train(training.Training(config, blend, place))
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
             raise

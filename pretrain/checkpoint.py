@@ -48,6 +48,7 @@ MANIFEST, STATE, WEIGHTS, CONFIG, VOCABULARY = (
     "config.yaml",
     "vocabulary.json",
 )
+SMALL_FILES = (STATE, CONFIG, VOCABULARY)
 _STEP_NAME = re.compile(r"step_(\d{8,})$")
 _DCP_METADATA = "torch.distributed.checkpoint.metadata"
 _DCP_PLANNER = "torch.distributed.checkpoint.planner"
@@ -68,20 +69,18 @@ class TrainingState:
 
     Attributes:
         step: Optimizer steps behind it (skipped ones counted).
-        epoch: Epoch of the next row.
-        row: Row of the next row in its epoch.
+        position: Data position of the next row (``StreamPosition.to_dict``); empty before the first step.
         consumed_rows: Rows behind it, blank ones not counted.
         consumed_residues: Residues behind it.
         skipped_steps: Steps skipped so far.
         skipped_in_a_row: Steps skipped since the last good one.
         recent_losses: Window of the spike test, oldest first.
         recent_grad_norms: The same for gradient norms.
-        data_fingerprint: sha256 of the training corpus.
+        data_fingerprint: identity of the training data (``Blend.fingerprint``).
     """
 
     step: int = 0
-    epoch: int = 0
-    row: int = 0
+    position: dict[str, Any] = field(default_factory=dict)
     consumed_rows: int = 0
     consumed_residues: int = 0
     skipped_steps: int = 0
@@ -144,7 +143,7 @@ def newest_whole_by_size(checkpoints: Path) -> Path | None:
     """
     for step in saved_steps(checkpoints):
         folder = step_folder(checkpoints, step)
-        if not problem_of(folder) and not damaged_file(folder, (STATE, CONFIG, VOCABULARY)):
+        if not problem_of(folder) and not damaged_file(folder, SMALL_FILES):
             return folder
     return None
 
@@ -262,8 +261,13 @@ def _last_line(error: BaseException) -> str:
 def _checksums(partial: Path, patterns: tuple[str, ...], rank: int) -> dict[str, Any]:
     """Return size and sha256 of the files this rank wrote: its own shards, on rank 0 the common parts as well."""
     paths = [path for pattern in patterns[: None if rank == 0 else 1] for path in (partial / WEIGHTS).glob(pattern)]
+    return sizes_and_checksums(partial, [str(path.relative_to(partial)) for path in paths])
+
+
+def sizes_and_checksums(folder: Path, names: Collection[str]) -> dict[str, Any]:
+    """Return what the manifest says of files below ``folder``: {name: size and sha256}."""
     return {
-        str(path.relative_to(partial)): {"num_bytes": path.stat().st_size, "sha256": sha256_of(path)} for path in paths
+        name: {"num_bytes": (folder / name).stat().st_size, "sha256": sha256_of(folder / name)} for name in names
     }
 
 
@@ -276,16 +280,29 @@ def _finish(
     vocabulary: Vocabulary,
 ) -> None:
     """Write the small files and the manifest, then give the folder its name."""
-    (partial / CONFIG).write_text(config_to_yaml(config), encoding="utf-8")
-    write_json_atomically(partial / STATE, asdict(state))
-    write_json_atomically(partial / VOCABULARY, vocabulary.to_dict())
-    files = {name: entry for part in checksums for name, entry in part.items()}
-    for name in (CONFIG, STATE, VOCABULARY):
-        files[name] = {"num_bytes": (partial / name).stat().st_size, "sha256": sha256_of(partial / name)}
-    write_json_atomically(partial / MANIFEST, {"format": "megaprot-checkpoint", "version": 1, "files": files})
+    describe(partial, {name: entry for part in checksums for name, entry in part.items()}, state, config, vocabulary)
     if final.exists():  # an earlier try at the same step: replaced by the proven new one
         shutil.rmtree(final)
     publish_folder(partial, final)
+
+
+def describe(
+    folder: Path, files: dict[str, Any], state: TrainingState, config: PretrainConfig, vocabulary: Vocabulary
+) -> None:
+    """Write the small files of a save and, last, its manifest.
+
+    Args:
+        folder: The save, under its temporary name.
+        files: Sizes and checksums of what is already there.
+        state: What the run remembers.
+        config: Configuration of the run.
+        vocabulary: Tokens of the corpus.
+    """
+    (folder / CONFIG).write_text(config_to_yaml(config), encoding="utf-8")
+    write_json_atomically(folder / STATE, asdict(state))
+    write_json_atomically(folder / VOCABULARY, vocabulary.to_dict())
+    listed = files | sizes_and_checksums(folder, SMALL_FILES)
+    write_json_atomically(folder / MANIFEST, {"format": "megaprot-checkpoint", "version": 1, "files": listed})
 
 
 def prune(checkpoints: Path, keep: int, newest: int) -> None:
@@ -323,14 +340,20 @@ def read_vocabulary(folder: Path) -> Vocabulary:
         raise InputError(f"{folder / VOCABULARY} cannot be read ({error}); restore it or use an older step.") from error
 
 
-def _require_harmless(weights: Path) -> None:
-    """Raise InputError unless a weights folder describes tensors alone, beside a common part of plain values."""
+def read_index(weights: Path) -> Metadata:
+    """Return where each tensor of a weights folder lies; raises InputError unless it describes tensors alone."""
     index = load_restricted(weights / ".metadata", _INDEX_TYPES)
     if not isinstance(index, Metadata):
         raise InputError(f"{weights / '.metadata'} is not the index of a checkpoint; it was not loaded.")
     for name, entry in index.state_dict_metadata.items():
         if not isinstance(entry, TensorStorageMetadata):
             raise InputError(f"{weights} holds the object {name}, which is no tensor; it was not loaded.")
+    return index
+
+
+def _require_harmless(weights: Path) -> None:
+    """Raise InputError unless a weights folder describes tensors alone, beside a common part of plain values."""
+    read_index(weights)
     try:
         torch.load(weights / "common.pt", map_location="cpu", weights_only=True)
     except Exception as error:

@@ -76,22 +76,33 @@ class DataConfig:
 
     Attributes:
         path: Folder made by ``megaprot preprocess`` (holds ``train`` and ``valid``).
+        blend: Several such folders in place of ``path``, each after its weight: ``0.7 pfam 0.3 uniref50``. Weights are
+            shares of the rows, and so of the tokens.
+        sampling: ``sequences``: each once an epoch. ``clusters``: of each cluster one member, another draw each epoch.
         row_tokens: Tokens of one micro-batch row, padding included.
         max_sequence_length: Longest sequence in tokens, boundary tokens included; longer ones are cropped at random.
         mask_probability: Share of residues chosen for prediction.
         mask_token_fraction: Of those, the share replaced by the mask token.
         random_fraction: Of those, the share replaced by a random residue; the rest stay as they are.
+        mask_span_length: Mean length in residues of masked spans (geometric, at most 10, as SpanBERT's); 1 masks
+            residues independently.
         num_workers: Loader processes a rank; 0 builds rows in the training process. The stream is the same.
+        plan_folder: Where the packing plans of large corpora are kept, on a disk of each machine; empty: a folder among
+            its temporary files.
         verify: Check the whole ``.bin`` checksum at start for corpora up to 1 GB.
     """
 
     path: str = ""
+    blend: list[str] = field(default_factory=list)
+    sampling: Literal["sequences", "clusters"] = "sequences"
     row_tokens: int = 2048
     max_sequence_length: int = 1024
     mask_probability: float = 0.15
     mask_token_fraction: float = 0.8
     random_fraction: float = 0.1
+    mask_span_length: float = 1.0
     num_workers: int = 0
+    plan_folder: str = ""
     verify: bool = True
 
 
@@ -173,6 +184,8 @@ class RunConfig:
 
     Attributes:
         dir: Run folder; a run whose folder holds a complete checkpoint goes on from it.
+        initial_checkpoint: Checkpoint, such as ``megaprot convert --to megatron`` writes, whose weights a new run
+            starts with; a run that goes on from its own checkpoint does not read it. Empty: random weights.
         seed: Seed of weights, stream, masks and dropout.
         tensorboard: Also write TensorBoard event files.
         wandb_project: Also log to this Weights & Biases project; empty means no.
@@ -181,6 +194,7 @@ class RunConfig:
     """
 
     dir: str = "runs/pretrain"
+    initial_checkpoint: str = ""
     seed: int = 1234
     tensorboard: bool = False
     wandb_project: str = ""

@@ -12,10 +12,11 @@ from megaprot.pretrain import checkpoint
 from megaprot.pretrain.config import PretrainConfig
 from megaprot.pretrain.corpus import Corpus
 from megaprot.pretrain.engine import build_model, transformer_config
+from megaprot.pretrain.loading import iterate_validation
 from megaprot.pretrain.parallel import Place
 from megaprot.pretrain.step import Tally, evaluate_rows
-from megaprot.pretrain.stream import ValidationStream, iterate_validation
-from megaprot.pretrain.validation import capacity_of, masking_of
+from megaprot.pretrain.stream import ValidationStream
+from megaprot.pretrain.validation import row_shape_of
 
 # Rows a rank and pipeline stage in one batch: enough to fill the pipeline, few blank rows at the end.
 _BATCH_ROWS = 4
@@ -58,15 +59,8 @@ def evaluate_checkpoint(
     """
     chunks = build_model(config, transformer_config(config), corpus.vocabulary, place)
     checkpoint.load(folder, chunks)
-    data = config.data
-    stream = ValidationStream(
-        corpus,
-        data.row_tokens,
-        data.max_sequence_length,
-        masking_of(data),
-        capacity_of(data, config.parallel.tensor),
-        max_rows=max_rows,
-    )
+    shape = row_shape_of(config.data, config.parallel.tensor)
+    stream = ValidationStream([corpus], shape, max_rows=max_rows)
     tally = evaluate_stream(chunks, stream, config, place)
     return {
         "loss": tally.mean_loss,

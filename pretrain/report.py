@@ -12,15 +12,15 @@ import torch
 import torch.distributed as dist
 from megatron.core.distributed import DistributedDataParallel
 
+from megaprot.pretrain.blend import Blend
 from megaprot.pretrain.checkpoint import TrainingState
 from megaprot.pretrain.config import PretrainConfig
-from megaprot.pretrain.corpus import Corpus
 from megaprot.pretrain.engine import layers_per_chunk
 from megaprot.pretrain.model.attention import resolve_backend
 from megaprot.pretrain.optimizer import learning_rate
 from megaprot.pretrain.parallel import Place
 from megaprot.pretrain.step import StepResult
-from megaprot.pretrain.stream import TrainingStream
+from megaprot.pretrain.stream import StreamPosition, TrainingStream
 from megaprot.pretrain.throughput import peak_memory_bytes, peak_tflops, training_flops
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def count_parameters(config: PretrainConfig, vocabulary_size: int) -> int:
 
 def describe_run(
     config: PretrainConfig,
-    corpus: Corpus,
+    blend: Blend,
     stream: TrainingStream,
     chunks: list[DistributedDataParallel],
     place: Place,
@@ -68,18 +68,18 @@ def describe_run(
     layers = layers_per_chunk(model.num_layers, num_chunks, parallel.pipeline_layout)
     device = torch.cuda.get_device_name() if place.device.type == "cuda" else "CPU (gloo)"
     kernel = resolve_backend(model, train.precision)
-    millions = count_parameters(config, corpus.vocabulary.size) / 1e6
+    millions = count_parameters(config, blend.vocabulary.size) / 1e6
     return [
         f"model     {millions:.1f} M parameters: {model.num_layers} layers, hidden {model.hidden_size}, "
         f"{model.num_attention_heads} heads, {model.position_embedding} positions, "
-        f"{model.activation}, vocabulary {corpus.vocabulary.name}",
+        f"{model.activation}, vocabulary {blend.vocabulary.name}",
         f"layout    {place.world_size} x {device}: TP {parallel.tensor}, PP {parallel.pipeline} (layers a chunk "
         f"{' '.join(map(str, layers))}), DP {place.data_size}, "
         f"sequence parallel {'on' if parallel.sequence else 'off'}, "
         f"distributed optimizer {'on' if parallel.distributed_optimizer else 'off'}",
         f"kernels   attention {kernel}, LayerNorm torch, AdamW torch fused, {train.precision}, "
         f"recompute {train.recompute} ({fused_parts()})",
-        f"data      {corpus.num_sequences:,} sequences, {corpus.num_residues:,} residues in "
+        f"data      {blend.num_sequences:,} sequences, {blend.num_residues:,} residues in "
         f"{stream.num_rows(0):,} rows of {config.data.row_tokens} tokens; {train.global_batch_rows} rows a step",
     ]
 
@@ -119,7 +119,7 @@ def interval_row(
         "memory_gb": _largest_memory(place) / 1e9,
         "consumed_rows": state.consumed_rows,
         "consumed_residues": state.consumed_residues,
-        "epoch": state.epoch,
+        "epoch": StreamPosition.from_dict(state.position).corpora[0].epoch,
         "skipped_steps": state.skipped_steps,
         "seconds_left": seconds / max(interval.num_steps, 1) * (config.train.num_steps - state.step),
     }

@@ -19,19 +19,20 @@ from megaprot.common.errors import RunError
 from megaprot.common.files import atomic_write
 from megaprot.common.packing import PackedRow
 from megaprot.pretrain import checkpoint
+from megaprot.pretrain.blend import Blend
 from megaprot.pretrain.checkpoint import TrainingState
 from megaprot.pretrain.config import PretrainConfig
-from megaprot.pretrain.corpus import Corpus
 from megaprot.pretrain.engine import build_model, transformer_config
 from megaprot.pretrain.evaluation import add_tallies, evaluate_stream
 from megaprot.pretrain.guard import reason_to_skip, remember
+from megaprot.pretrain.loading import iterate_steps
 from megaprot.pretrain.metrics_log import MetricsLog
 from megaprot.pretrain.optimizer import apply_settings, build_optimizer, learning_rate, set_learning_rate
 from megaprot.pretrain.parallel import Place, seed_dropout
 from megaprot.pretrain.report import describe_run, interval_row, progress_line
 from megaprot.pretrain.step import StepResult, Tally, accumulate_gradients, apply_gradients
-from megaprot.pretrain.stream import StreamPosition, TrainingStream, ValidationStream, iterate_steps
-from megaprot.pretrain.validation import batch_rows_at, capacity_of, masking_of
+from megaprot.pretrain.stream import StreamPosition, TrainingStream, ValidationStream
+from megaprot.pretrain.validation import batch_rows_at, row_shape_of
 
 REQUEUE_MARKER = "REQUEUE"
 
@@ -86,24 +87,25 @@ class Training:
 
     Args:
         config: The run, validated.
-        train: Training corpus.
-        valid: Validation corpus.
+        blend: Training and validation corpora.
         place: Where this process stands.
     """
 
-    def __init__(self, config: PretrainConfig, train: Corpus, valid: Corpus, place: Place) -> None:
-        self.config, self.place, self.corpus = config, place, train
+    def __init__(self, config: PretrainConfig, blend: Blend, place: Place) -> None:
+        self.config, self.place, self.blend = config, place, blend
         self.stop = StopRequest()  # first of all: building and loading can take minutes
         self.checkpoints = Path(config.run.dir) / "checkpoints"
         engine = transformer_config(config)
-        self.chunks: list[DistributedDataParallel] = build_model(config, engine, train.vocabulary, place)
+        self.chunks: list[DistributedDataParallel] = build_model(config, engine, blend.vocabulary, place)
         self.optimizer: MegatronOptimizer = build_optimizer(config.optim, config.train, config.parallel, self.chunks)
         engine.grad_scale_func = self.optimizer.scale_loss
         data = config.data
-        shape = (data.row_tokens, data.max_sequence_length, masking_of(data), capacity_of(data, config.parallel.tensor))
-        self.stream = TrainingStream(train, *shape, config.run.seed)
-        self.validation = ValidationStream(valid, *shape, max_rows=config.train.eval_rows)
-        self.state = TrainingState(data_fingerprint=train.fingerprint)
+        shape = row_shape_of(data, config.parallel.tensor)
+        self.stream = TrainingStream(
+            blend.train, shape, config.run.seed, blend.weights, data.sampling == "clusters", data.plan_folder
+        )
+        self.validation = ValidationStream(blend.valid, shape, blend.weights, config.train.eval_rows)
+        self.state = TrainingState(position=self.stream.start.to_dict(), data_fingerprint=blend.fingerprint)
         self.saved_step = -1
         self._resume()
 
@@ -111,6 +113,7 @@ class Training:
         """Go on from the newest complete checkpoint of the run folder, if there is one."""
         newest = checkpoint.newest_complete(self.checkpoints)
         if newest is None:
+            self._take_initial_weights()
             return
         checkpoint.load(newest, self.chunks, self.optimizer)
         apply_settings(self.optimizer, self.config.optim)
@@ -119,9 +122,19 @@ class Training:
         if self.place.is_main:
             print(f"resumed from {newest}", flush=True)
 
+    def _take_initial_weights(self) -> None:
+        """Begin with the weights of another checkpoint where the configuration names one."""
+        named = self.config.run.initial_checkpoint
+        if not named:
+            return
+        checkpoint.load(Path(named), self.chunks)
+        self.optimizer.reload_model_params()  # its fp32 copies are those of the random weights
+        if self.place.is_main:
+            print(f"weights of {named}", flush=True)
+
     def steps(self) -> Iterator[tuple[int, list[PackedRow], StreamPosition]]:
         """Yield (step, this rank's rows, data position afterwards) for the steps still to take."""
-        position = StreamPosition(self.state.epoch, self.state.row)
+        position = StreamPosition.from_dict(self.state.position)
         todo = range(self.state.step, self.config.train.num_steps)
         for loaded in iterate_steps(
             self.stream,
@@ -174,7 +187,7 @@ class Training:
         for chunk in self.chunks if self.config.parallel.overlap_communication else ():
             if self.config.parallel.distributed_optimizer:
                 chunk.start_param_sync(force_sync=True)  # else gathered only by the next forward pass
-        checkpoint.save(self.checkpoints, self.chunks, self.optimizer, self.state, self.config, self.corpus.vocabulary)
+        checkpoint.save(self.checkpoints, self.chunks, self.optimizer, self.state, self.config, self.blend.vocabulary)
         self.saved_step = self.state.step
         if self.place.is_main:
             checkpoint.prune(self.checkpoints, self.config.train.keep_checkpoints, self.state.step)
@@ -228,7 +241,7 @@ def _absorb(training: Training, interval: Interval, result: StepResult, skipped:
     state.consumed_rows += batch_rows_at(state.step, training.config.train)
     state.consumed_residues += round(residues)
     state.step += 1
-    state.epoch, state.row = position.epoch, position.row
+    state.position = position.to_dict()
     interval.residues += residues
     interval.tokens += tokens
     interval.squared_lengths += squared
@@ -253,7 +266,7 @@ def train(training: Training) -> None:
         with atomic_write(run_folder / "config.yaml") as stream:
             stream.write(config_to_yaml(config).encode())
         log = MetricsLog(config.run, state.step, config.train.num_steps)
-        for line in describe_run(config, training.corpus, training.stream, training.chunks, place):
+        for line in describe_run(config, training.blend, training.stream, training.chunks, place):
             log.say(line)
         if state.step >= config.train.num_steps:
             log.say(f"the run has its {state.step} steps; raise train.num_steps to go on")
@@ -271,7 +284,7 @@ def train(training: Training) -> None:
             log.say(f"step {state.step:>7}  skipped: {skipped} ({state.skipped_steps} so far)")
         last = state.step == config.train.num_steps or preempted or out_of_time
         if state.step % config.train.log_interval == 0 or last:
-            row = interval_row(config, training.corpus.vocabulary.size, state, result, interval, place)
+            row = interval_row(config, training.blend.vocabulary.size, state, result, interval, place)
             if log is not None:
                 log.write(row)
                 log.say(progress_line(row))

@@ -12,26 +12,32 @@ import torch
 
 from megaprot.common.errors import InputError
 from megaprot.common.masking import MaskingConfig, masked_capacity
-from megaprot.common.packing import check_row_shape
+from megaprot.common.packing_plan import check_row_shape
+from megaprot.pretrain.blend import Blend, folders_and_weights, open_blend
 from megaprot.pretrain.checkpoint import (
+    damaged_file,
     newest_whole_by_size,
+    problem_of,
     read_config,
     read_state,
     read_vocabulary,
 )
 from megaprot.pretrain.config import DataConfig, ModelConfig, ParallelConfig, PretrainConfig, TrainConfig
-from megaprot.pretrain.corpus import Corpus
 from megaprot.pretrain.engine import layers_per_chunk
 from megaprot.pretrain.model.attention import resolve_backend
 from megaprot.pretrain.model.protein_bert import VOCABULARY_MULTIPLE
+from megaprot.pretrain.rows import RowShape
 
 _CAPACITY_MULTIPLE = 64
-# A run goes on only with the same values of these: the others may change between restarts.
-_FIXED_KEYS = (
+_ARCHITECTURE_KEYS = (
     *(f"model.{key}" for key in ("num_layers", "hidden_size", "num_attention_heads", "position_embedding")),
     *(f"model.{key}" for key in ("activation", "layer_norm_epsilon", "token_dropout")),
-    *(f"data.{key}" for key in ("row_tokens", "max_sequence_length", "mask_probability")),
-    *("parallel.distributed_optimizer", "train.precision", "run.seed"),
+)
+# A run goes on only with the same values of these: the others may change between restarts.
+_FIXED_KEYS = (
+    *_ARCHITECTURE_KEYS,
+    *(f"data.{key}" for key in ("row_tokens", "max_sequence_length", "mask_probability", "mask_span_length")),
+    *("data.sampling", "parallel.distributed_optimizer", "train.precision", "run.seed"),
 )
 _NOT_NEGATIVE = (
     *(f"train.{key}" for key in ("eval_interval", "save_interval", "keep_checkpoints", "eval_rows", "spike_window")),
@@ -52,12 +58,14 @@ def _require(condition: bool, sentence: str) -> None:
 
 def masking_of(data: DataConfig) -> MaskingConfig:
     """Return the masking settings of a data section; raises InputError for what is no probability."""
-    return MaskingConfig(data.mask_probability, data.mask_token_fraction, data.random_fraction)
+    return MaskingConfig(data.mask_probability, data.mask_token_fraction, data.random_fraction, data.mask_span_length)
 
 
-def capacity_of(data: DataConfig, tensor: int) -> int:
-    """Return the places for masked positions in a row: the expectation with room, divisible by ``tensor``."""
-    return masked_capacity(data.row_tokens, data.mask_probability, math.lcm(_CAPACITY_MULTIPLE, tensor))
+def row_shape_of(data: DataConfig, tensor: int) -> RowShape:
+    """Return what rows are like, with room for masked positions that is divisible by ``tensor``."""
+    masking = masking_of(data)
+    capacity = masked_capacity(data.row_tokens, masking, math.lcm(_CAPACITY_MULTIPLE, tensor))
+    return RowShape(data.row_tokens, data.max_sequence_length, masking, capacity)
 
 
 def check_model(model: ModelConfig, parallel: ParallelConfig) -> None:
@@ -193,27 +201,7 @@ def check_numbers(config: PretrainConfig) -> None:
         )
 
 
-def open_corpora(data: DataConfig) -> tuple[Corpus, Corpus]:
-    """Return the training and the validation corpus of ``data.path``, sizes (and checksums if small) checked."""
-    _require(bool(data.path), "data.path is not given; name a folder that megaprot preprocess made.")
-    folder = Path(data.path)
-    _require(folder.is_dir(), f"data.path {folder} is not a folder; make it with megaprot preprocess.")
-    _require(
-        (folder / "valid.json").is_file() or not (folder / "train.json").is_file(),
-        f"{folder / 'valid.json'} is missing; run megaprot preprocess again, with --split.valid above 0.",
-    )
-    train, valid = Corpus.open(folder / "train"), Corpus.open(folder / "valid")
-    _require(
-        train.vocabulary == valid.vocabulary,
-        f"{folder}/train and {folder}/valid have different vocabularies; preprocess them together.",
-    )
-    if data.verify:
-        train.verify_if_small()
-        valid.verify_if_small()
-    return train, valid
-
-
-def check_run_folder(config: PretrainConfig, train: Corpus) -> None:
+def check_run_folder(config: PretrainConfig, blend: Blend) -> None:
     """Raise InputError where ``run.dir`` holds a run that this configuration cannot go on with."""
     folder = Path(config.run.dir)
     _require(not folder.is_file(), f"run.dir {folder} is a file; name a folder.")
@@ -224,6 +212,7 @@ def check_run_folder(config: PretrainConfig, train: Corpus) -> None:
     )
     newest = newest_whole_by_size(folder / "checkpoints")
     if newest is None:
+        check_initial_checkpoint(config, blend)
         return
     earlier = read_config(newest)
     for key in _FIXED_KEYS:
@@ -237,20 +226,51 @@ def check_run_folder(config: PretrainConfig, train: Corpus) -> None:
         earlier.model.feed_forward_size == config.model.feed_forward_size,
         f"model.ffn_hidden_size differs from the run in {folder}; keep it or name a new run.dir.",
     )
+    named = ", ".join(folders_and_weights(config.data))
     saved = read_vocabulary(newest)
     _require(
-        saved == train.vocabulary,
-        f"the corpus {config.data.path} has the vocabulary {train.vocabulary.name}, but the run in {folder} has "
+        saved == blend.vocabulary,
+        f"the corpus {named} has the vocabulary {blend.vocabulary.name}, but the run in {folder} has "
         f"{saved.name}; preprocess with --vocabulary {saved.name} or name a new run.dir.",
     )
     _require(
-        read_state(newest).data_fingerprint == train.fingerprint,
-        f"the corpus {config.data.path} is not the one the run in {folder} was trained on; give that one or name a new "
-        "run.dir.",
+        read_state(newest).data_fingerprint == blend.fingerprint,
+        f"the corpus {named} is not the one the run in {folder} was trained on; give that one or name a new run.dir.",
     )
 
 
-def validate(config: PretrainConfig, num_processes: int) -> tuple[Corpus, Corpus]:
+def check_initial_checkpoint(config: PretrainConfig, blend: Blend) -> None:
+    """Raise InputError where ``run.initial_checkpoint`` is not whole or has another architecture or vocabulary."""
+    if not config.run.initial_checkpoint:
+        return
+    folder = Path(config.run.initial_checkpoint)
+    _require(
+        folder.is_dir(),
+        f"run.initial_checkpoint {folder} is not a folder; name one of megaprot convert --to megatron, or a step_... "
+        "folder of another run.",
+    )
+    problem = problem_of(folder) or damaged_file(folder)
+    _require(not problem, f"run.initial_checkpoint {folder} is not whole: {problem}; restore it or name another.")
+    given = read_config(folder)
+    wide, learned = given.model.feed_forward_size, given.model.position_embedding == "learned"
+    for key in (*_ARCHITECTURE_KEYS, *(("data.max_sequence_length",) if learned else ())):
+        section, name = key.split(".")
+        old, new = (getattr(getattr(one, section), name) for one in (given, config))
+        _require(old == new, f"{key} is {new}, but the weights of {folder} have {old}; set it so.")
+    _require(
+        wide == config.model.feed_forward_size,
+        f"model.ffn_hidden_size is {config.model.feed_forward_size}, but the weights of {folder} have {wide}; set it "
+        "so.",
+    )
+    saved = read_vocabulary(folder)
+    _require(
+        saved == blend.vocabulary,
+        f"the training data have the vocabulary {blend.vocabulary.name}, but {folder} has {saved.name}; "
+        f"preprocess with --vocabulary {saved.name}.",
+    )
+
+
+def validate(config: PretrainConfig, num_processes: int) -> Blend:
     """Check everything about a run that can be known before it starts, and open its corpora.
 
     Args:
@@ -258,7 +278,7 @@ def validate(config: PretrainConfig, num_processes: int) -> tuple[Corpus, Corpus
         num_processes: Processes it will have.
 
     Returns:
-        Training and validation corpus.
+        Training and validation corpora.
 
     Raises:
         InputError: One sentence naming the first wrong key or file and the remedy.
@@ -270,7 +290,7 @@ def validate(config: PretrainConfig, num_processes: int) -> tuple[Corpus, Corpus
     check_batch(config.train, config.parallel, data_size)
     masking_of(config.data)
     resolve_backend(config.model, config.train.precision)
-    train, valid = open_corpora(config.data)
-    check_row_shape(config.data.row_tokens, config.data.max_sequence_length, train.vocabulary.num_boundary_tokens)
-    check_run_folder(config, train)
-    return train, valid
+    blend = open_blend(config.data)
+    check_row_shape(config.data.row_tokens, config.data.max_sequence_length, blend.vocabulary.num_boundary_tokens)
+    check_run_folder(config, blend)
+    return blend

@@ -9,7 +9,8 @@ ROOT = Path(__file__).parent.parent
 MAY_IMPORT = {
     "common": {"common"},
     "pretrain": {"common", "pretrain"},
-    "tools": {"common", "pretrain", "tools", "launch"},
+    "finetune": {"common", "finetune"},
+    "tools": {"common", "pretrain", "finetune", "tools", "launch"},
     "launch": {"launch"},
 }
 """{room: the rooms its files may import}."""

@@ -6,7 +6,8 @@ import sys
 from importlib.metadata import version
 
 COMMANDS = {
-    "preprocess": ("megaprot.tools.preprocess", "turn FASTA or Pfam-A files into the indexed data that training reads"),
+    "preprocess": ("megaprot.tools.preprocess", "turn sequence files into the indexed data that training reads"),
+    "vocabulary": ("megaprot.tools.vocabulary", "train a SentencePiece vocabulary on sequence files"),
     "pretrain": ("megaprot.pretrain.__main__", "pretrain a protein BERT on it, in one process or as one of many"),
     "evaluate": ("megaprot.tools.evaluate", "measure the loss and perplexities of a checkpoint on a corpus"),
     "plot": ("megaprot.tools.plot", "draw the losses of one or more runs"),

@@ -1,257 +1,212 @@
 """``megaprot preprocess``: sequence files to the training, validation and test corpora of one output folder.
 
-Which split a sequence falls into is a pure function of the seed and a key (the sequence itself, its family or its
-clan), so that neither the order of the input nor what else is in it matters, and a key never lies in two splits.
+The input is cut into units, workers turn each into a part (encoded sequences and columns), and the parts are merged
+into corpora. Neither the number of workers nor of shards changes a byte of the result.
 """
 
-import gzip
-import hashlib
+import shutil
 import sys
-import zlib
 from collections import Counter
-from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
-
-from tqdm import tqdm
+from typing import Any
 
 from megaprot.common.errors import InputError, RunError
-from megaprot.common.files import folder_written_whole, sha256_of
-from megaprot.common.sequence_readers import GZIP_MAGIC, FastaReader, Record, stop_at_bad_record
-from megaprot.common.vocabulary import BadSequence, get_vocabulary
-from megaprot.pretrain.corpus import CorpusWriter
+from megaprot.common.files import folder_written_whole
+from megaprot.common.vocabulary import get_vocabulary
+from megaprot.pretrain.corpus import FORMAT_VERSION
+from megaprot.tools.preprocessing import inspect, shards
+from megaprot.tools.preprocessing.append import open_old
+from megaprot.tools.preprocessing.config import ExcludeConfig, PreprocessConfig, SplitConfig
+from megaprot.tools.preprocessing.exclusion import read_excluded
+from megaprot.tools.preprocessing.merge import MergeResult, MergeSettings, merge
+from megaprot.tools.preprocessing.parts import NUM_SHOWN_BAD_RECORDS, Part, PartSettings
+from megaprot.tools.preprocessing.splits import Splitter, needs_identifiers
+from megaprot.tools.preprocessing.units import STANDARD_INPUT, Unit, check_inputs, describe_sources, plan_units
+from megaprot.tools.preprocessing.workers import sigterm_cleans_up, write_parts
 
-NUM_SHOWN_BAD_RECORDS = 5
-PROGRESS_INTERVAL = 4096  # records
-
-
-@dataclass
-class SplitConfig:
-    """How sequences are divided.
-
-    Args:
-        by: What is kept together: ``random`` the sequence itself (so that exact duplicates never straddle two splits),
-            ``family`` its Pfam family, ``clan`` its Pfam clan (its family where that has no clan).
-        valid: Fraction of the keys (not of the sequences) for validation; 0 writes no such split.
-        test: Fraction of the keys for the test split; 0 writes no such split.
-        clans: Pfam-A.clans.tsv, plain or gzip-compressed; needed by ``clan`` and by nothing else.
-        seed: Another seed gives another division.
-    """
-
-    by: Literal["random", "family", "clan"] = "random"
-    valid: float = 0.05
-    test: float = 0.0
-    clans: str = ""
-    seed: int = 1234
-
-
-@dataclass
-class PreprocessConfig:
-    """Turn sequence files into a corpus.
-
-    Args:
-        input: FASTA files, plain or gzip-compressed; ``-`` is standard input. Pfam-A headers give each its family.
-        output: Folder for ``{train,valid,test}.{bin,idx,json}``; must be absent or empty, and appears when complete.
-        vocabulary: ``esm`` (ESM-2), ``iupac`` (TAPE) or ``proteinlm``.
-        split: How sequences are divided into training, validation and test.
-        on_bad_record: ``stop`` ends at the first record that cannot be read; ``skip`` leaves such out and counts them.
-    """
-
-    input: list[str]
-    output: str
-    vocabulary: str = "esm"
-    split: SplitConfig = field(default_factory=SplitConfig)
-    on_bad_record: Literal["stop", "skip"] = "stop"
-
+__all__ = ["CONFIG", "ExcludeConfig", "PreprocessConfig", "SplitConfig", "run"]
 
 CONFIG = PreprocessConfig
 
 
-class Splitter:
-    """Names the split of each record, from the settings alone.
-
-    Raises:
-        InputError: for fractions that leave no training split, or a clans table that is missing, unneeded or malformed.
-    """
-
-    def __init__(self, config: SplitConfig) -> None:
-        if config.valid < 0 or config.test < 0 or config.valid + config.test >= 1:
-            raise InputError(
-                f"split.valid {config.valid} and split.test {config.test} leave nothing to train on: "
-                "give fractions from 0 that add up to less than 1."
-            )
-        if (config.by == "clan") != bool(config.clans):
-            raise InputError("split.by clan and split.clans Pfam-A.clans.tsv need each other: give both or neither.")
-        self.config = config
-        self.clan_of_family = read_clans(Path(config.clans)) if config.clans else {}
-        self.unlisted_families: set[str] = set()
-        self._hash_key = str(config.seed).encode()
-
-    @property
-    def names(self) -> list[str]:
-        """Return the splits that were asked for."""
-        asked = {"train": 1.0, "valid": self.config.valid, "test": self.config.test}
-        return [name for name, fraction in asked.items() if fraction > 0]
-
-    def key(self, family: str, residues: bytes) -> bytes:
-        """Return what decides a sequence's split; raises BadSequence for one without the family that is needed."""
-        if self.config.by == "random":
-            return residues
-        if not family:
-            raise BadSequence(f"names no Pfam family, which split.by {self.config.by} needs")
-        if self.config.by == "clan" and family not in self.clan_of_family:
-            self.unlisted_families.add(family)
-        return (self.clan_of_family.get(family, "") or family).encode()
-
-    def assign(self, key: bytes) -> str:
-        """Return the split of a key: the hash of seed and key, as a number in [0, 1), against the fractions."""
-        digest = hashlib.blake2b(key, digest_size=8, key=self._hash_key).digest()
-        number = int.from_bytes(digest, "big") / 2**64
-        if number < self.config.valid:
-            return "valid"
-        return "test" if number < self.config.valid + self.config.test else "train"
-
-    def settings(self) -> dict[str, Any]:
-        """Return the settings for the manifest, the checksum of the clans table among them."""
-        checksum = {"clans_sha256": sha256_of(Path(self.config.clans))} if self.config.clans else {}
-        return asdict(self.config) | checksum
-
-
-def read_clans(path: Path) -> dict[str, str]:
-    """Return {family accession: clan accession, or "" for none} from Pfam's table of clans (tab-separated)."""
-    try:
-        content = path.read_bytes()
-        lines = (gzip.decompress(content) if content.startswith(GZIP_MAGIC) else content).decode().splitlines()
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read ({error}): give Pfam's table Pfam-A.clans.tsv.") from None
-    clans = {}
-    for number, line in enumerate(lines, start=1):
-        fields = line.split("\t")
-        if len(fields) < 2 or not fields[0].startswith("PF"):
-            raise InputError(f"{path}:{number}: is not 'family<TAB>clan<TAB>...': give Pfam's table Pfam-A.clans.tsv.")
-        clans[fields[0]] = fields[1]
-    return clans
-
-
-class BadRecords:
-    """Stops at the first bad record or, when told to skip, counts all and shows the first few on standard error."""
-
-    def __init__(self, on_bad_record: str) -> None:
-        self.is_stopping = on_bad_record == "stop"
-        self.num_skipped = 0
-
-    def report(self, message: str) -> None:
-        """Take note of one bad record; raises InputError when stopping."""
-        if self.is_stopping:
-            stop_at_bad_record(message)
-        self.num_skipped += 1
-        if self.num_skipped <= NUM_SHOWN_BAD_RECORDS:
-            print(f"skipped: {message}", file=sys.stderr)
-
-
 def run(config: PreprocessConfig) -> None:
-    """Write the corpora and print a summary; see :class:`PreprocessConfig`.
+    """Write corpora and print a summary, or look at some; see :class:`PreprocessConfig`.
 
     Raises:
         InputError: for wrong settings or input; RunError where the output cannot be written. Neither leaves a folder.
     """
-    vocabulary = get_vocabulary(config.vocabulary)
-    splitter = Splitter(config.split)
-    _check_inputs(config.input)
-    bad_records = BadRecords(config.on_bad_record)
-    output = Path(config.output)
+    if config.inspect or config.verify:
+        if config.inspect:
+            print(inspect.describe(Path(config.inspect)))
+        if config.verify:
+            print(inspect.verify(Path(config.verify)))
+        return
+    if not config.output:
+        raise InputError("output names no folder: give --output FOLDER for the corpora.")
+    if config.workers < 1:
+        raise InputError(f"workers is {config.workers}: give a number of processes from 1.")
+    if config.merge and config.shard:
+        raise InputError("shard and merge exclude each other: run all shards, then merge once.")
     try:
-        with folder_written_whole(output) as partial, ExitStack() as stack:
-            writers = {name: CorpusWriter(partial / name, vocabulary) for name in splitter.names}
-            for writer in writers.values():
-                stack.callback(writer.close)
-            sources = [_preprocess_source(path, writers, splitter, bad_records) for path in config.input]
-            _check_splits(writers, config.split)
-            for name, writer in writers.items():
-                writer.finish({"sources": sources, "split": {"name": name, **splitter.settings()}})
+        with sigterm_cleans_up():
+            if config.merge:
+                _merge_shards(config)
+            elif config.shard:
+                _write_shard(config)
+            else:
+                _write_corpora(config)
     except OSError as error:
         raise RunError(
-            f"{output}: could not be written ({error.strerror}): make room or choose another folder."
+            f"{config.output}: could not be written ({error.strerror}): make room or choose another folder."
         ) from None
-    print(_summary(writers, splitter, bad_records, output))
 
 
-def _check_inputs(paths: list[str]) -> None:
-    if not paths:
-        raise InputError("input names no file: give at least one FASTA file.")
-    for path in paths:
-        if path != "-" and not Path(path).exists():
-            raise InputError(f"{path}: is missing: give a FASTA file, or - for standard input.")
-    named = Counter("-" if path == "-" else str(Path(path).resolve()) for path in paths)
-    for path, num_times in named.items():
-        if num_times > 1:
-            raise InputError(f"{path}: is named {num_times} times in input: name each file once.")
+@dataclass(frozen=True)
+class _Plan:
+    """The work: all units, what parts are made with, and what shards must share of it (plain values)."""
+
+    units: list[Unit]
+    parts: PartSettings
+    description: dict[str, Any]
 
 
-def _preprocess_source(
-    path: str, writers: dict[str, CorpusWriter], splitter: Splitter, bad_records: BadRecords
-) -> dict[str, Any]:
-    """Divide one file's sequences among the writers; return its entry for the manifest."""
-    reader = FastaReader(path, bad_records.report)
-    num_kept, num_skipped_before = 0, bad_records.num_skipped
-    total = Path(path).stat().st_size if path != "-" else None
-    with tqdm(total=total, desc=reader.name, unit="B", unit_scale=True, disable=None) as progress:
-        for record in reader:
-            try:
-                _add(record, writers, splitter)
-                num_kept += 1
-            except BadSequence as error:
-                bad_records.report(f"{reader.where(record.line)}: record '{record.identifier}' {error}")
-            if not num_kept % PROGRESS_INTERVAL:
-                progress.update(reader.num_bytes - progress.n)
-        progress.update(reader.num_bytes - progress.n)
-    return {
-        "path": path,
-        "num_bytes": reader.num_bytes,
-        "sha256": reader.sha256,
-        "num_sequences": num_kept,
-        "num_skipped": bad_records.num_skipped - num_skipped_before,
+def _plan(config: PreprocessConfig) -> _Plan:
+    vocabulary = get_vocabulary(config.vocabulary)
+    check_inputs(config.input, config.format)
+    units = plan_units(config.input, config.format)
+    excluded, exclusion = None, no_exclusion(config.exclude)
+    if config.exclude.files:
+        excluded, exclusion = read_excluded(config.exclude, vocabulary)
+    parts = PartSettings(
+        vocabulary=vocabulary,
+        format=config.format,
+        columns=config.columns,
+        split_by=config.split.by,
+        keep_identifiers=needs_identifiers(config.split),
+        is_stopping=config.on_bad_record == "stop",
+        excluded=excluded,
+    )
+    description = {
+        **config.content_settings(),
+        "sources": describe_sources(config.input),
+        "num_units": len(units),
+        "exclusion": exclusion,
+        "format_version": FORMAT_VERSION,
+        "vocabulary_content": vocabulary.to_dict(),
     }
+    return _Plan(units, parts, description)
 
 
-def _add(record: Record, writers: dict[str, CorpusWriter], splitter: Splitter) -> None:
-    vocabulary = writers["train"].vocabulary
-    ids, changes = vocabulary.encode(record.sequence)
-    family = record.family
-    writer = writers[splitter.assign(splitter.key(family, ids.tobytes()))]
-    writer.add(ids, family)
-    if changes:
-        writer.changes.update(changes)
+def no_exclusion(config: ExcludeConfig) -> dict[str, Any]:
+    """Return what the manifest says where nothing is excluded."""
+    return {"files": [], "identity": config.identity, "method": "none"}
 
 
-def _check_splits(writers: dict[str, CorpusWriter], config: SplitConfig) -> None:
-    """Refuse a split that was asked for and got no sequence."""
-    if not any(writer.num_sequences for writer in writers.values()):
-        raise InputError("no input file holds a sequence that can be used: see the skipped records above.")
-    for name, writer in writers.items():
-        if not writer.num_sequences:
-            keys = {"random": "sequences", "family": "families", "clan": "clans"}[config.by]
-            fraction = "lower split.valid and split.test" if name == "train" else f"raise split.{name}"
-            raise InputError(f"split '{name}' got no sequence from so few {keys}: {fraction} or change split.seed.")
+def _write_corpora(config: PreprocessConfig) -> None:
+    """Do all in one command."""
+    splitter = Splitter(config.split)  # first: what is wrong with it is quickly told
+    plan = _plan(config)
+    settings = _merge_settings(config, splitter, plan.description["exclusion"])
+    with folder_written_whole(Path(config.output)) as partial:
+        work = partial / "work"
+        work.mkdir()
+        write_parts(plan.units, plan.parts, work, config.workers)
+        parts = [Part(work / unit.folder_name, settings.vocabulary, plan.parts.keep_identifiers) for unit in plan.units]
+        _show_bad_records(parts)
+        result = merge(parts, settings, partial, work)
+        shutil.rmtree(work)
+    print(_summary(result, splitter, config))
 
 
-def _summary(writers: dict[str, CorpusWriter], splitter: Splitter, bad_records: BadRecords, output: Path) -> str:
+def _merge_settings(config: PreprocessConfig, splitter: Splitter, exclusion: dict[str, Any]) -> MergeSettings:
+    vocabulary = get_vocabulary(config.vocabulary)
+    old = open_old(Path(config.append), vocabulary, splitter, exclusion) if config.append else {}
+    return MergeSettings(vocabulary, splitter, config.deduplicate, config.input, exclusion, old)
+
+
+def _write_shard(config: PreprocessConfig) -> None:
+    """Write the parts of every n-th unit into the shard's folder."""
+    number, num_shards = shards.parse_shard(config.shard)
+    if STANDARD_INPUT in config.input:
+        raise InputError("shards cannot share standard input: name files, or leave out --shard.")
+    Splitter(config.split)
+    plan = _plan(config)
+    output = Path(config.output)
+    folder = shards.shard_folder(output, number, num_shards)
+    if shards.is_finished(folder, plan.description):
+        print(f"{folder}: is there already, made with the same settings")
+        return
+    units = plan.units[number::num_shards]
+    with folder_written_whole(folder) as partial:
+        write_parts(units, plan.parts, partial, config.workers)
+        parts = [Part(partial / unit.folder_name, plan.parts.vocabulary, False) for unit in units]
+        _show_bad_records(parts)
+        shards.write_description(partial, plan.description)
+    num_sequences = sum(part.report.num_sequences for part in parts)
+    print(f"shard {config.shard}: {num_sequences:,} sequences of {len(units)} of {len(plan.units)} parts in {folder}")
+
+
+def _merge_shards(config: PreprocessConfig) -> None:
+    """Join the shards to corpora, which take the shards' place."""
+    output = Path(config.output)
+    if shards.take_place(output):
+        print(f"{output}: is merged already")
+        return
+    found = shards.find_shards(output)
+    description = shards.common_description(found)
+    difference = shards.first_difference(
+        {key: description.get(key) for key in config.content_settings()}, config.content_settings()
+    )
+    if difference:
+        raise InputError(f"{output}: its shards were made with another '{difference}': merge with the same settings.")
+    splitter = Splitter(config.split)
+    settings = _merge_settings(config, splitter, description["exclusion"])
+    has_identifiers = needs_identifiers(config.split)
+    parts = [
+        Part(folder, settings.vocabulary, has_identifiers)
+        for folder in shards.part_folders(found, description["num_units"])
+    ]
+    with folder_written_whole(shards.merged_folder(output)) as partial:
+        work = partial / "work"
+        work.mkdir()
+        result = merge(parts, settings, partial, work)
+        shutil.rmtree(work)
+    shards.take_place(output)
+    print(_summary(result, splitter, config))
+
+
+def _show_bad_records(parts: list[Part]) -> None:
+    messages = [message for part in parts for message in part.report.bad_records]
+    for message in messages[:NUM_SHOWN_BAD_RECORDS]:
+        print(f"skipped: {message}", file=sys.stderr)
+
+
+def _summary(result: MergeResult, splitter: Splitter, config: PreprocessConfig) -> str:
     lines = []
-    changes: Counter[str] = Counter()
-    for name, writer in writers.items():
+    for name, writer in result.writers.items():
+        unit = "residues" if writer.vocabulary.is_per_residue else "tokens"
         mean = writer.num_residues / writer.num_sequences
         lines.append(
-            f"{name}: {writer.num_sequences:,} sequences, {writer.num_residues:,} residues, mean length {mean:.1f}"
+            f"{name}: {writer.num_sequences:,} sequences, {writer.num_residues:,} {unit}, mean length {mean:.1f}"
             + (f", {len(writer.families):,} families" if writer.families else "")
         )
-        changes.update(writer.changes)
-    if changes:
-        lines.append("changed: " + ", ".join(f"{kind} {count:,}" for kind, count in sorted(changes.items())))
+    if result.changes:
+        lines.append("changed: " + _listed(result.changes))
     if splitter.unlisted_families:
         lines.append(
             f"families not in the clans table, each taken as its own clan: {len(splitter.unlisted_families):,}"
         )
-    if bad_records.num_skipped:
-        lines.append(f"skipped: {bad_records.num_skipped:,} bad records")
-    return "\n".join([*lines, f"written to {output}"])
+    counts = {
+        "held out": (splitter.num_held_out, "sequences"),
+        "not in the table of clusters, each taken as its own cluster": (splitter.num_without_cluster, "sequences"),
+        "skipped": (result.num_skipped, "bad records"),
+        "excluded": (result.num_excluded, f"sequences, listed in {config.output}/excluded.tsv"),
+        "duplicates left out": (result.num_duplicates, "sequences"),
+    }
+    lines += [f"{what}: {count:,} {unit}" for what, (count, unit) in counts.items() if count]
+    return "\n".join([*lines, f"written to {config.output}"])
+
+
+def _listed(changes: Counter[str]) -> str:
+    return ", ".join(f"{kind} {count:,}" for kind, count in sorted(changes.items()))

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megaprot.common.counter_random import below, key, keys, mix64, permutation, uniform_bits
+from megaprot.common.counter_random import below, key, keys, mix64, scalar_bits, scalar_mix64, uniform_bits
 
 WORD = 2**64
 words = st.integers(0, WORD - 1)
@@ -87,9 +87,10 @@ def test_below_is_the_upper_half_scaled(bits: int, bound: int) -> None:
     assert below(np.array([bits], dtype=np.uint64), bound).tolist() == [(bits >> 32) * bound >> 32]
 
 
-@given(words, st.integers(0, 300))
-def test_permutation_holds_each_number_once(seed: int, num_items: int) -> None:
-    assert sorted(permutation(np.uint64(seed), num_items).tolist()) == list(range(num_items))
+@given(words, st.integers(0, 2**40))
+def test_single_draws_are_those_of_arrays(seed: int, counter: int) -> None:
+    assert scalar_bits(np.uint64(seed), counter) == uniform_bits(np.uint64(seed), np.array([counter]))[0]
+    assert scalar_mix64(np.uint64(seed)) == python_mix64(seed)
 
 
 def test_every_bit_is_set_half_of_the_time() -> None:

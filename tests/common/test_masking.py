@@ -14,9 +14,7 @@ from megaprot.common.masking import (
     KEPT,
     MASK_TOKEN,
     RANDOM_RESIDUE,
-    MaskedTokens,
     MaskingConfig,
-    content_keys,
     mask_tokens,
     masked_capacity,
 )
@@ -29,17 +27,17 @@ WORD = 2**64
 
 def packed(lengths: list[int], vocabulary: Vocabulary, row_tokens: int, seed: int = 0) -> UnmaskedRow:
     """A row of sequences of random standard residues."""
-    residues = np.random.default_rng(seed).choice(vocabulary.standard_residues, sum(lengths)).astype(np.uint8)
+    residues = np.random.default_rng(seed).choice(vocabulary.replacements, sum(lengths)).astype(np.uint8)
     sizes = np.array(lengths, dtype=np.int64)
     return lay_out_row(residues, np.cumsum(sizes) - sizes, sizes, row_tokens, vocabulary)
 
 
-def masked(
-    row: UnmaskedRow, residue_keys: NDArray[np.uint64], config: MaskingConfig, vocabulary: Vocabulary, capacity: int
-) -> MaskedTokens:
-    return mask_tokens(
-        row.tokens, row.residue_positions, residue_keys, row.residue_counters, config, vocabulary, capacity
-    )
+def residue_places(row: UnmaskedRow, vocabulary: Vocabulary) -> NDArray[np.int64]:
+    """Where the residues stand in a row, in order."""
+    ends = row.cu_seqlens[1 : row.num_sequences + 1] - (vocabulary.end >= 0)
+    starts = row.cu_seqlens[: row.num_sequences] + 1
+    places = [np.arange(start, end) for start, end in zip(starts, ends, strict=True)]
+    return np.concatenate([np.empty(0, dtype=np.int64), *places])
 
 
 def python_bits(state: int, counter: int) -> int:
@@ -55,29 +53,37 @@ def python_bits(state: int, counter: int) -> int:
     lengths=st.lists(st.integers(1, 40), min_size=1, max_size=5),
     probability=st.floats(0.01, 1),
     fractions=st.tuples(st.floats(0, 1), st.floats(0, 1)).filter(lambda pair: sum(pair) <= 1),
+    mean_span_length=st.sampled_from([1.0, 1.5, 3.8, 10.0]),
     seed=st.integers(0, 2**32),
 )
 def test_masks_are_what_a_loop_over_residues_draws(
-    name: str, lengths: list[int], probability: float, fractions: tuple[float, float], seed: int
+    name: str,
+    lengths: list[int],
+    probability: float,
+    fractions: tuple[float, float],
+    mean_span_length: float,
+    seed: int,
 ) -> None:
     vocabulary = get_vocabulary(name)
     row = packed(lengths, vocabulary, 220, seed)
     sequence_keys = [int(value) for value in keys(key(seed), np.arange(len(lengths)))]
-    found = masked(
-        row,
-        np.repeat(np.array(sequence_keys, dtype=np.uint64), lengths),
-        MaskingConfig(probability, *fractions),
-        vocabulary,
-        capacity=256,
-    )
+    masking = MaskingConfig(probability, *fractions, mean_span_length)
+    found = mask_tokens(row, np.array(sequence_keys, dtype=np.uint64), masking, vocabulary, capacity=256)
     tokens = row.tokens.tolist()
+    places = iter(residue_places(row, vocabulary).tolist())
+    survival = [1.0]
+    while mean_span_length > 1 and len(survival) < 10:
+        survival.append(survival[-1] * (1 - 1 / mean_span_length))
     positions, labels, kinds = [], [], []
-    at = 0
     for state, length in zip(sequence_keys, lengths, strict=True):
+        covered = set()  # by spans that start at any residue, those before the first included
+        for residue in range(1 - len(survival), length):
+            draw = python_bits(state, 2 * residue % WORD) >> 32
+            span = sum(draw < round(masking.start_probability * share * 2**32) for share in survival)
+            covered |= set(range(residue, residue + span))
         for residue in range(length):
-            place = int(row.residue_positions[at])
-            at += 1
-            if python_bits(state, 2 * residue) >> 32 >= round(probability * 2**32):
+            place = next(places)
+            if residue not in covered:
                 continue
             draw = python_bits(state, 2 * residue + 1)
             positions.append(place)
@@ -85,9 +91,9 @@ def test_masks_are_what_a_loop_over_residues_draws(
             if draw >> 32 < round(fractions[0] * 2**32):
                 kinds.append(MASK_TOKEN)
                 tokens[place] = vocabulary.mask
-            elif draw >> 32 < round(fractions[0] * 2**32) + round(fractions[1] * 2**32):
+            elif draw >> 32 < round((fractions[0] + fractions[1]) * 2**32):
                 kinds.append(RANDOM_RESIDUE)
-                tokens[place] = vocabulary.standard_residues[(draw % 2**32) * 20 >> 32]
+                tokens[place] = vocabulary.replacements[(draw % 2**32) * 20 >> 32]
             else:
                 kinds.append(KEPT)
     unused = 256 - len(positions)
@@ -100,7 +106,7 @@ def test_masks_are_what_a_loop_over_residues_draws(
 def test_shares_are_the_asked_ones_within_sampling_error() -> None:
     lengths = [300] * 1000
     row = packed(lengths, ESM, 1000 * 302)
-    found = masked(row, np.repeat(keys(key(9), np.arange(1000)), lengths), MaskingConfig(), ESM, capacity=300_000)
+    found = mask_tokens(row, keys(key(9), np.arange(1000)), MaskingConfig(), ESM, capacity=300_000)
     counts = np.bincount(found.masked_kind, minlength=4)
     num_masked = int(counts[1:].sum())
 
@@ -111,17 +117,17 @@ def test_shares_are_the_asked_ones_within_sampling_error() -> None:
     for kind, share in ((MASK_TOKEN, 0.8), (RANDOM_RESIDUE, 0.1), (KEPT, 0.1)):
         assert deviations(int(counts[kind]), num_masked, share) < 5
     replaced = found.masked_positions[found.masked_kind == RANDOM_RESIDUE]
-    drawn = np.bincount(found.tokens[replaced], minlength=ESM.size)[list(ESM.standard_residues)]
+    drawn = np.bincount(found.tokens[replaced], minlength=ESM.size)[list(ESM.replacements)]
     assert drawn.sum() == len(replaced)  # nothing but standard residues
     assert ((drawn - len(replaced) / 20) ** 2 / (len(replaced) / 20)).sum() < 60  # chi-square, 19 degrees of freedom
 
 
 def test_neighbouring_residues_and_sequences_are_masked_independently() -> None:
     row = packed([256] * 400, ESM, 400 * 258)
-    found = masked(row, np.repeat(keys(key(4), np.arange(400)), 256), MaskingConfig(), ESM, capacity=120_000)
+    found = mask_tokens(row, keys(key(4), np.arange(400)), MaskingConfig(), ESM, capacity=120_000)
     is_masked = np.zeros(len(row.tokens), dtype=bool)
     is_masked[found.masked_positions[found.masked_kind > 0]] = True
-    grid = is_masked[row.residue_positions].reshape(400, 256).astype(float)
+    grid = is_masked[residue_places(row, ESM)].reshape(400, 256).astype(float)
     for shifted in (grid[:, 1:], grid[1:]):
         other = grid[:, :-1] if shifted.shape[0] == 400 else grid[:-1]
         assert abs(np.corrcoef(shifted.ravel(), other.ravel())[0, 1]) < 5 / math.sqrt(shifted.size)
@@ -129,26 +135,27 @@ def test_neighbouring_residues_and_sequences_are_masked_independently() -> None:
 
 def test_special_and_padding_tokens_are_never_masked_even_when_every_residue_is() -> None:
     row = packed([10, 1, 20], ESM, 64)
-    found = masked(row, np.repeat(keys(key(0), np.arange(3)), [10, 1, 20]), MaskingConfig(1.0, 1.0, 0.0), ESM, 64)
-    assert found.masked_positions[:31].tolist() == row.residue_positions.tolist()
-    special = np.setdiff1d(np.arange(64), row.residue_positions)
+    found = mask_tokens(row, keys(key(0), np.arange(3)), MaskingConfig(1.0, 1.0, 0.0), ESM, 64)
+    residues = residue_places(row, ESM)
+    assert found.masked_positions[:31].tolist() == residues.tolist()
+    special = np.setdiff1d(np.arange(64), residues)
     assert np.array_equal(found.tokens[special], row.tokens[special])
     assert set(row.tokens[special].tolist()) == {ESM.begin, ESM.end, ESM.pad}
-    assert not (found.tokens[row.residue_positions] != ESM.mask).any()
+    assert not (found.tokens[residues] != ESM.mask).any()
 
 
 def test_masking_leaves_the_given_tokens_alone() -> None:
     row = packed([50], ESM, 52)
     before = row.tokens.copy()
-    masked(row, np.repeat(key(1), 50), MaskingConfig(0.5), ESM, 64)
+    mask_tokens(row, keys(key(1), np.arange(1)), MaskingConfig(0.5), ESM, 64)
     assert np.array_equal(row.tokens, before)
 
 
 def test_what_exceeds_the_capacity_stays_unmasked_at_the_end_of_the_row() -> None:
     row = packed([100], ESM, 102)
-    residue_keys = np.repeat(key(2), 100)
-    whole = masked(row, residue_keys, MaskingConfig(0.5), ESM, 128)
-    cut = masked(row, residue_keys, MaskingConfig(0.5), ESM, 16)
+    sequence_keys = keys(key(2), np.arange(1))
+    whole = mask_tokens(row, sequence_keys, MaskingConfig(0.5), ESM, 128)
+    cut = mask_tokens(row, sequence_keys, MaskingConfig(0.5), ESM, 16)
     assert np.count_nonzero(whole.masked_kind) > 16
     assert cut.masked_positions.tolist() == whole.masked_positions[:16].tolist()
     after = whole.masked_positions[16]
@@ -158,44 +165,50 @@ def test_what_exceeds_the_capacity_stays_unmasked_at_the_end_of_the_row() -> Non
 
 def test_a_blank_row_has_nothing_masked() -> None:
     row = packed([], ESM, 32)
-    found = masked(row, np.empty(0, dtype=np.uint64), MaskingConfig(), ESM, 64)
+    found = mask_tokens(row, np.empty(0, dtype=np.uint64), MaskingConfig(), ESM, 64)
     assert not found.masked_kind.any()
     assert set(found.tokens.tolist()) == {ESM.pad}
 
 
 @pytest.mark.parametrize(
-    ("row_tokens", "probability", "multiple", "expected"),
+    ("row_tokens", "masking", "multiple", "expected"),
     [
-        (2048, 0.15, 64, 448),  # 307.2 + 8 * 16.16 = 436.5
-        (2048, 0.15, 1, 437),
-        (8192, 0.15, 64, 1536),  # 1228.8 + 8 * 32.32 = 1487.3
-        (100, 1.0, 64, 128),  # no deviation
+        (2048, MaskingConfig(), 64, 448),  # 307.2 + 8 * 16.16 = 436.5
+        (2048, MaskingConfig(), 1, 437),
+        (8192, MaskingConfig(), 64, 1536),  # 1228.8 + 8 * 32.32 = 1487.3
+        (100, MaskingConfig(1.0), 64, 128),  # no deviation
+        (2048, MaskingConfig(mean_span_length=3.0), 1, 597),  # 307.2 + 8 * 16.16 * sqrt(5) = 596.3
     ],
 )
 def test_capacity_is_the_expectation_and_eight_deviations_rounded_up(
-    row_tokens: int, probability: float, multiple: int, expected: int
+    row_tokens: int, masking: MaskingConfig, multiple: int, expected: int
 ) -> None:
-    assert masked_capacity(row_tokens, probability, multiple) == expected
+    assert masked_capacity(row_tokens, masking, multiple) == expected
 
 
-sequences = st.lists(st.lists(st.integers(0, 32), min_size=1, max_size=20), min_size=1, max_size=6)
+@pytest.mark.parametrize(("mean", "cut_mean"), [(2.0, 1.998), (3.8, 3.621), (10.0, 6.513)])
+def test_spans_mask_the_asked_share_of_residues_wherever_they_stand(mean: float, cut_mean: float) -> None:
+    row = packed([40] * 6000, ESM, 6000 * 42)
+    masking = MaskingConfig(0.15, mean_span_length=mean)
+    found = mask_tokens(row, keys(key(3), np.arange(6000)), masking, ESM, capacity=100_000)
+    is_masked = np.zeros(len(row.tokens), dtype=bool)
+    is_masked[found.masked_positions[found.masked_kind > 0]] = True
+    grid = is_masked[residue_places(row, ESM)].reshape(6000, 40)
+    for place in (0, 1, 9, 20, 39):  # the first residues no less than the others
+        assert abs(grid[:, place].mean() - 0.15) < 5 * math.sqrt(0.15 * 0.85 / 6000)
+    # started spans, masked or not by another one: expectation of a geometric length cut at 10
+    assert sum(masking.span_survival) == pytest.approx(cut_mean, abs=1e-3)
+    runs = np.diff(np.pad(grid, ((0, 0), (1, 1))).astype(int), axis=1)
+    assert grid.sum() / (runs == 1).sum() > 0.85 * cut_mean  # runs are spans, joined or cut at the ends of sequences
 
 
-@given(sequences)
-def test_a_content_key_depends_on_its_sequence_alone(pieces: list[list[int]]) -> None:
-    flat = np.concatenate(pieces).astype(np.uint8)
-    together = content_keys(flat, np.array([len(piece) for piece in pieces]))
-    alone = [content_keys(np.array(piece), np.array([len(piece)]))[0] for piece in pieces]
-    assert together.tolist() == alone
-    assert len(set(alone)) == len({tuple(piece) for piece in pieces})
-
-
-def test_content_keys_tell_order_length_and_every_residue_apart() -> None:
-    base = [5, 6, 7, 8, 9, 5]
-    variants = [base, base[::-1], base[:-1], [*base, 5], [0, *base]]
-    variants += [[*base[:place], 20, *base[place + 1 :]] for place in range(len(base))]
-    found = {int(content_keys(np.array(variant), np.array([len(variant)]))[0]) for variant in variants}
-    assert len(found) == len(variants)
+def test_spans_stay_within_the_capacity() -> None:
+    masking = MaskingConfig(mean_span_length=3.8)
+    capacity = masked_capacity(2048, masking)
+    for seed in range(300):
+        row = packed([2046], ESM, 2048)
+        found = mask_tokens(row, keys(key(seed), np.arange(1)), masking, ESM, capacity)
+        assert found.masked_kind[-1] == 0
 
 
 @pytest.mark.parametrize(
@@ -207,8 +220,9 @@ def test_content_keys_tell_order_length_and_every_residue_apart() -> None:
         ((0.15, -0.1, 0.1), "data.mask_token_fraction is -0.1"),
         ((0.15, 0.8, 2.0), "data.random_fraction is 2"),
         ((0.15, 0.8, 0.3), "add up to 1.1"),
+        ((0.15, 0.8, 0.1, 0.5), "data.mask_span_length is 0.5: give a number from 1 to 10"),
     ],
 )
-def test_values_that_are_no_probabilities_are_refused_by_name(values: tuple[float, float, float], named: str) -> None:
+def test_values_that_are_no_probabilities_are_refused_by_name(values: tuple[float, ...], named: str) -> None:
     with pytest.raises(InputError, match=named):
         MaskingConfig(*values)

@@ -5,6 +5,7 @@ import pickle
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,6 +13,7 @@ from transformers import EsmTokenizer
 
 from megaprot.common.errors import InputError
 from megaprot.common.vocabulary import BadSequence, Vocabulary, get_vocabulary
+from tests.common.columns import columns
 
 NAMES = ("esm", "iupac", "proteinlm")
 # Written out by hand from the sources: fair-esm's `Alphabet` of ESM-1b and ESM-2, TAPE's `IUPAC_VOCAB`, and ProteinLM's
@@ -63,7 +65,7 @@ def test_proteinlm_sequences_get_no_end_token() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_residues_and_special_tokens_are_told_apart(name: str) -> None:
     vocabulary = get_vocabulary(name)
-    assert "".join(vocabulary.tokens[index] for index in vocabulary.standard_residues) == "ACDEFGHIKLMNPQRSTVWY"
+    assert "".join(vocabulary.tokens[index] for index in vocabulary.replacements) == "ACDEFGHIKLMNPQRSTVWY"
     assert {vocabulary.tokens[index][0] for index in vocabulary.special_ids} <= {"<", "["}
     assert {vocabulary.pad, vocabulary.mask, vocabulary.begin, vocabulary.unknown} <= set(vocabulary.special_ids)
 
@@ -101,6 +103,48 @@ def test_encoding_follows_the_letter_policy(name: str, text: str) -> None:
     ids, changes = vocabulary.encode(text.encode())
     assert (ids.tolist(), changes) == (expected_ids, expected_changes)
     assert ids.dtype == "uint8"
+
+
+@given(
+    st.sampled_from(NAMES),
+    st.lists(st.one_of(st.text("ACDEFGHIK", max_size=30), st.text("ACDJacj*-. 7\xe9\n", max_size=12)), max_size=12),
+    st.text("ACD7", max_size=5),
+)
+def test_a_block_is_encoded_as_its_records_are(name: str, texts: list[str], before: str) -> None:
+    vocabulary = get_vocabulary(name)
+    records = [text.encode("latin-1") for text in texts]
+    expected_ids, expected_bad, expected_changes = [], [], Counter[str]()
+    for number, record in enumerate(records):
+        try:
+            ids, changes = vocabulary.encode(record)
+            expected_ids.append((number, ids.tolist()))
+            expected_changes += changes
+        except BadSequence as error:
+            expected_bad.append((number, str(error)))
+    letters = np.frombuffer(before.encode() + b"".join(records), dtype=np.uint8)
+    bounds = len(before) + np.cumsum([0, *map(len, records)])
+    block = vocabulary.encode_block(letters, bounds)
+    ids_of = [block.ids[start:end].tolist() for start, end in zip(block.bounds, block.bounds[1:], strict=False)]
+    assert list(zip(block.kept.tolist(), ids_of, strict=True)) == expected_ids
+    assert (block.bad, block.changes) == (expected_bad, expected_changes)
+    assert (block.bounds[0], block.bounds[-1]) == (0, len(block.ids))
+    assert (block.ids.dtype, block.bounds.dtype) == (np.uint8, np.int64)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_letter_table_turns_ids_into_letters_again(name: str) -> None:
+    vocabulary = get_vocabulary(name)
+    block = vocabulary.encode_block(*columns(["ACDEFGHIKLMNPQRSTVWYXBUZO", "MKJ*V"]))
+    assert block.ids.tobytes().translate(vocabulary.letter_table) == b"ACDEFGHIKLMNPQRSTVWYXBUZO" + b"MKXXV"
+    assert bytes(vocabulary.special_ids).translate(vocabulary.letter_table) == b"X" * len(vocabulary.special_ids)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_letters_have_one_token_and_one_byte_each(name: str) -> None:
+    vocabulary = get_vocabulary(name)
+    assert vocabulary.is_per_residue
+    assert vocabulary.dtype is np.uint8
+    vocabulary.require_per_residue("Anything")
 
 
 def test_what_was_changed_is_counted_by_kind() -> None:

@@ -72,9 +72,9 @@ class Layouts:
 
 def train_case(name: str, config: PretrainConfig, layouts: Layouts, weights: Path) -> dict[str, Any]:
     """Run one configuration to its end on the present world; returns what every step said."""
-    train, valid = validate(config, dist.get_world_size())
+    blend = validate(config, dist.get_world_size())
     place = layouts.lay_out(config.parallel)
-    training = Training(config, train, valid, place)
+    training = Training(config, blend, place)
     results = [training.take_step(step, rows, [1.0])[0] for step, rows, _ in training.steps()]
     whole, unequal_replicas = gather_global(chunk.module for chunk in training.chunks)
     tally = training.validate()

@@ -83,7 +83,7 @@ def do(job: Job, place: Place) -> dict[str, Any] | None:
     if job.start and place.is_main:
         shutil.copytree(job.start, Path(config.run.dir) / "checkpoints" / Path(job.start).name)
     dist.barrier()
-    training = Training(config, *validate(config, place.world_size), place)
+    training = Training(config, validate(config, place.world_size), place)
     said = poison(training, job.poisoned_rank) if job.poisoned_rank >= 0 else []
     train(training)
     if not said:

@@ -155,7 +155,7 @@ def test_every_layout_logs_and_saves_what_one_process_does(name: str, world: Wor
     assert_close(rows_of(world.run_of(name)), rows_of(world.run_of(alone)))
     for step in (STOP, NUM_STEPS):
         expected, found = (read_state(save_of(world, run, step)) for run in (alone, name))
-        assert (found.epoch, found.row) == (expected.epoch, expected.row)
+        assert found.position == expected.position
         assert (found.consumed_rows, found.consumed_residues) == (expected.consumed_rows, expected.consumed_residues)
         assert found.recent_losses == pytest.approx(expected.recent_losses, rel=1e-5)
 

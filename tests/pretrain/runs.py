@@ -36,7 +36,7 @@ def write_corpus(folder: Path, lengths: Sequence[int] = (), vocabulary: Vocabula
     for name, spread in (("train", lengths or range(4, 64)), ("valid", range(5, 65, 3))):
         writer = CorpusWriter(folder / name, vocabulary)
         for length in spread:
-            writer.add(generator.choice(np.array(vocabulary.standard_residues, dtype=np.uint8), length))
+            writer.add(generator.choice(np.array(vocabulary.replacements, dtype=np.uint8), length))
         writer.finish({})
     return folder
 
@@ -55,7 +55,7 @@ def small_config(corpus: Path, run: Path, **sections: dict[str, Any]) -> Pretrai
 
 def begin(config: PretrainConfig, place: Place) -> Training:
     """The run as ``megaprot pretrain`` begins or resumes it in a world of one process."""
-    return Training(config, *validate(config, 1), place)
+    return Training(config, validate(config, 1), place)
 
 
 def run(training: Training) -> Rows:

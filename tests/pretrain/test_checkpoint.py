@@ -77,7 +77,7 @@ def test_a_save_holds_what_the_run_is(finished: Training) -> None:
     files = [str(path.relative_to(newest)) for path in newest.rglob("*") if path.is_file()]
     assert sorted(files) == sorted(FILES)
     assert checkpoint.read_config(newest) == finished.config
-    assert checkpoint.read_vocabulary(newest) == finished.corpus.vocabulary
+    assert checkpoint.read_vocabulary(newest) == finished.blend.vocabulary
     assert checkpoint.read_state(newest) == finished.state
     assert (finished.state.step, finished.state.consumed_rows) == (4, 32)
 

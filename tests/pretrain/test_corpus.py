@@ -1,12 +1,16 @@
 """Corpora against Megatron's own readers, and against every way a file can be damaged."""
 
+import itertools
 import json
 import pickle
 import random
+import struct
 import subprocess
 import sys
 import warnings
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from megaprot.common.errors import InputError
-from megaprot.common.vocabulary import get_vocabulary
+from megaprot.common.vocabulary import Vocabulary, get_vocabulary
 from megaprot.pretrain import corpus as corpus_module
 from megaprot.pretrain.corpus import Corpus, CorpusWriter, manifest_digest
 
@@ -24,7 +28,7 @@ SEQUENCES = ["MKTAYIAKQR", "A", "WWCXBUZO", "ACDEFGHIKLMNPQRSTVWY" * 20]
 SUFFIXES = (".bin", ".idx", ".json")
 
 
-def write_corpus(prefix: Path, sequences: list[str], name: str = "esm", family: str = "") -> Path:
+def write_corpus(prefix: Path, sequences: list[str], name: str = "esm", family: int = -1) -> Path:
     writer = CorpusWriter(prefix, get_vocabulary(name))
     for sequence in sequences:
         writer.add(writer.vocabulary.encode(sequence.encode())[0], family)
@@ -86,10 +90,10 @@ def test_what_is_written_is_read_back(
 
 
 def test_the_manifest_says_what_the_corpus_holds(tmp_path: Path) -> None:
-    corpus = Corpus.open(write_corpus(tmp_path / "train", ["A" * 31, "A" * 32, "A" * 63, "A" * 9000], family="PF1"))
+    corpus = Corpus.open(write_corpus(tmp_path / "train", ["A" * 31, "A" * 32, "A" * 63, "A" * 9000], family=1))
     assert corpus.manifest["num_residues"] == corpus.num_residues == 31 + 32 + 63 + 9000
     assert corpus.manifest["length_histogram"]["counts"] == [1, 2, 0, 0, 0, 0, 0, 0, 0, 1]
-    assert corpus.manifest["families"] == {"PF1": 4}
+    assert corpus.manifest["families"] == {"PF00001": 4}
     assert corpus.vocabulary == get_vocabulary("esm")
     digests = subprocess.run(["sha256sum", f"{corpus.prefix}.bin"], capture_output=True, text=True, check=True).stdout
     assert corpus.fingerprint == digests.split()[0]
@@ -121,7 +125,7 @@ def test_a_sequence_outside_the_corpus_is_an_index_error(prefix: Path, index: in
 @pytest.mark.parametrize("ids", [np.array([], dtype=np.uint8), np.array([5, 300], dtype=np.int64)])
 def test_only_non_empty_sequences_of_bytes_can_be_added(tmp_path: Path, ids: npt.NDArray[np.uint8]) -> None:
     writer = CorpusWriter(tmp_path / "train", get_vocabulary("esm"))
-    with pytest.raises(ValueError, match="non-empty uint8"):
+    with pytest.raises(ValueError, match="must be uint8, and all sequences non-empty"):
         writer.add(ids)
     with pytest.raises(ValueError, match="at least one sequence"):
         writer.finish({})
@@ -237,8 +241,8 @@ def test_a_manifest_with_another_vocabulary_of_the_same_name_is_named(prefix: Pa
 
 
 def test_another_format_version_is_refused(prefix: Path) -> None:
-    rewrite_manifest(prefix, format_version=2)
-    with pytest.raises(InputError, match="is of format version 2"):
+    rewrite_manifest(prefix, format_version=1)
+    with pytest.raises(InputError, match="is of format version 1, this version of megaprot reads 2"):
         Corpus.open(prefix)
 
 
@@ -255,6 +259,112 @@ def test_files_of_another_corpus_of_equal_size_are_found(tmp_path: Path) -> None
     corpus_path(other, ".idx").rename(corpus_path(prefix, ".idx"))
     with pytest.raises(InputError, match=r"train\.idx: its content was altered"):
         Corpus.open(prefix).verify()
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=30)
+@given(
+    lengths=st.lists(st.integers(1, 9), min_size=1, max_size=30),
+    cuts=st.lists(st.integers(0, 30), max_size=4),
+    block=st.integers(1, 20),
+)
+def test_sequences_added_many_at_a_time_are_the_same_corpus(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lengths: list[int], cuts: list[int], block: int
+) -> None:
+    monkeypatch.setattr(corpus_module, "BLOCK_BYTES", block)
+    ids = np.arange(sum(lengths), dtype=np.int64) % 20 + 4
+    families = np.array([length // 3 - 1 for length in lengths], dtype=np.int32)
+    one_by_one, in_blocks = (CorpusWriter(tmp_path / name, get_vocabulary("esm")) for name in ("one", "blocks"))
+    ends = np.cumsum(lengths)
+    for end, length, family in zip(ends, lengths, families.tolist(), strict=True):
+        one_by_one.add(ids[end - length : end].astype(np.uint8), family)
+    edges = sorted({0, *(min(cut, len(lengths)) for cut in cuts), len(lengths)})
+    for start, end in itertools.pairwise(edges):
+        first = ends[start] - lengths[start]
+        part = ids[first : ends[end - 1]].astype(np.uint8)
+        in_blocks.add_block(part, np.array(lengths[start:end], dtype=np.int32), families[start:end])
+    for writer in (one_by_one, in_blocks):
+        writer.finish({})
+    for suffix in SUFFIXES:
+        assert (
+            corpus_path(tmp_path / "one", suffix).read_bytes() == corpus_path(tmp_path / "blocks", suffix).read_bytes()
+        )
+    counted = Corpus.open(tmp_path / "blocks").manifest["families"]
+    assert counted == {
+        f"PF{number:05d}": count for number, count in sorted(Counter(families.tolist()).items()) if number >= 0
+    }
+
+
+def large_vocabulary() -> Vocabulary:
+    """A vocabulary whose ids need two bytes."""
+    tokens = tuple(f"piece{number}" for number in range(1000))
+    return replace(get_vocabulary("esm"), name="large", tokens=tokens)
+
+
+def test_ids_of_two_bytes_are_read_back_by_megatron_core_and_by_us(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from megatron.core.datasets.indexed_dataset import IndexedDataset
+
+    sequences = [np.array([999, 5, 300], dtype=np.uint16), np.array([256], dtype=np.uint16)]
+    writer = CorpusWriter(tmp_path / "train", large_vocabulary())
+    for sequence in sequences:
+        writer.add(sequence)
+    writer.finish({})
+    dataset = IndexedDataset(str(tmp_path / "train"))
+    assert dataset[0].dtype == np.uint16
+    monkeypatch.setattr(corpus_module.Vocabulary, "from_dict", lambda values: large_vocabulary())
+    corpus = Corpus.open(tmp_path / "train")
+    corpus.verify()
+    for index, sequence in enumerate(sequences):
+        assert dataset[index].tolist() == corpus.sequence(index).tolist() == sequence.tolist()
+    assert corpus.offsets.tolist() == [0, 3]  # in tokens
+    assert corpus.manifest["files"][".bin"]["num_bytes"] == 8
+    for array in (corpus.residues, corpus.offsets):
+        with pytest.raises(ValueError, match="read-only"):
+            array[0] = 1
+    test_any_flipped_bit_of_the_index_is_found_at_open(tmp_path / "train")
+
+
+@pytest.fixture
+def clustered(tmp_path: Path) -> Path:
+    writer = CorpusWriter(tmp_path / "train", get_vocabulary("esm"))
+    for _ in range(5):
+        writer.add(np.array([5, 6], dtype=np.uint8))
+    writer.finish({}, np.array([7, 3, 7, 2**63, 3], dtype=np.uint64))
+    return tmp_path / "train"
+
+
+def test_clusters_are_read_back(clustered: Path) -> None:
+    corpus = Corpus.open(clustered)
+    corpus.verify()
+    starts, members = corpus.clusters
+    assert [members[a:b].tolist() for a, b in itertools.pairwise(starts)] == [[1, 4], [0, 2], [3]]
+    assert (starts.dtype, members.dtype) == (np.int64, np.int64)
+    with pytest.raises(ValueError, match="read-only"):
+        members[0] = 1
+
+
+def test_the_file_of_clusters_is_laid_out_as_documented(clustered: Path) -> None:
+    numbers = struct.unpack("<10q", corpus_path(clustered, ".clusters").read_bytes())
+    assert numbers == (3, 0, 2, 4, 5, 1, 4, 0, 2, 3)
+
+
+def test_any_flipped_bit_of_the_clusters_is_found_at_open(clustered: Path) -> None:
+    path = corpus_path(clustered, ".clusters")
+    for position in range(path.stat().st_size):
+        content = flip(path, position, position % 8)
+        with pytest.raises(InputError, match=r"train\.clusters: its content was altered"):
+            Corpus.open(clustered)
+        path.write_bytes(content)
+
+
+def test_a_corpus_without_clusters_says_so(prefix: Path) -> None:
+    corpus = Corpus.open(prefix)
+    assert not corpus.has_clusters
+    with pytest.raises(InputError, match=r"train: has no clusters: give `megaprot preprocess` a table"):
+        _ = corpus.clusters
 
 
 def test_importing_the_corpus_does_not_load_torch() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from megaprot.pretrain.blend import Blend
 from megaprot.pretrain.config import PretrainConfig
 from megaprot.pretrain.corpus import Corpus
 from megaprot.pretrain.parallel import Place
@@ -21,7 +22,7 @@ def domains(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
 
 def run_steps(config: PretrainConfig, domains: Corpus, place: Place) -> tuple[list[float], list[float], Training]:
     """Losses and gradient norms of the run's steps."""
-    training = Training(config, domains, domains, place)
+    training = Training(config, Blend((domains,), (domains,)), place)
     results = [training.take_step(step, rows, [])[0] for step, rows, _ in training.steps()]
     return [result.tally.mean_loss for result in results], [result.grad_norm for result in results], training
 
@@ -46,7 +47,7 @@ def test_fp16_skips_overflowing_steps_lowers_the_scale_and_then_learns(
     domains: Corpus, alone: Place, tmp_path: Path
 ) -> None:
     config = config_of(tmp_path, "fp16", train={"initial_loss_scale": 2.0**18, "num_steps": 14})
-    training = Training(config, domains, domains, alone)
+    training = Training(config, Blend((domains,), (domains,)), alone)
     module = training.chunks[0].module
     scales, norms = [], []
     for step, rows, _ in training.steps():
@@ -85,9 +86,11 @@ def test_a_bf16_run_repeats_to_the_bit_from_its_seed(
 def test_dropout_changes_the_loss_of_training_and_not_that_of_validation(
     domains: Corpus, alone: Place, tmp_path: Path
 ) -> None:
-    plain = Training(config_of(tmp_path, "fp32"), domains, domains, alone)
+    plain = Training(config_of(tmp_path, "fp32"), Blend((domains,), (domains,)), alone)
     dropped = Training(
-        config_of(tmp_path, "fp32", model={"num_layers": 2, "hidden_dropout": 0.3}), domains, domains, alone
+        config_of(tmp_path, "fp32", model={"num_layers": 2, "hidden_dropout": 0.3}),
+        Blend((domains,), (domains,)),
+        alone,
     )
     assert plain.validate() == dropped.validate()
     step, rows, _ = next(plain.steps())

@@ -9,7 +9,7 @@ from transformers import EsmConfig, EsmForMaskedLM
 
 from megaprot.common.command_line import parse_config
 from megaprot.common.masking import MaskingConfig
-from megaprot.common.packing import check_row_shape
+from megaprot.common.packing_plan import check_row_shape
 from megaprot.common.vocabulary import get_vocabulary
 from megaprot.pretrain.__main__ import RECIPES
 from megaprot.pretrain.config import PretrainConfig

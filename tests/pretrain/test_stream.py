@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,18 +22,20 @@ from megaprot.common.masking import MaskingConfig, masked_capacity
 from megaprot.common.packing import PackedRow
 from megaprot.common.vocabulary import get_vocabulary
 from megaprot.pretrain.corpus import Corpus, CorpusWriter
-from megaprot.pretrain.stream import (
-    StepRows,
-    StreamPosition,
-    TrainingStream,
-    ValidationStream,
-    iterate_steps,
-    iterate_validation,
-)
+from megaprot.pretrain.loading import StepRows, iterate_steps, iterate_validation
+from megaprot.pretrain.rows import RowShape
+from megaprot.pretrain.stream import CorpusPosition, StreamPosition, TrainingStream, ValidationStream
 
 ESM = get_vocabulary("esm")
 ROW_TOKENS, LONGEST = 256, 100
-CAPACITY = masked_capacity(ROW_TOKENS, 0.15)
+
+
+def shape_of(row_tokens: int, longest: int = LONGEST, masking: MaskingConfig | None = None) -> RowShape:
+    masking = masking or MaskingConfig()
+    return RowShape(row_tokens, longest, masking, masked_capacity(row_tokens, masking))
+
+
+SHAPE = shape_of(ROW_TOKENS)
 RowKey = tuple[bytes, ...]
 
 
@@ -47,7 +50,7 @@ def write_corpus(prefix: Path, sequences: list[list[int]], vocabulary_name: str 
 def random_sequences(num_sequences: int, longest: int = 160) -> list[list[int]]:
     generator = np.random.default_rng(11)
     lengths = generator.integers(1, longest, num_sequences)
-    return [generator.choice(ESM.standard_residues, length).tolist() for length in lengths]
+    return [generator.choice(ESM.replacements, length).tolist() for length in lengths]
 
 
 @pytest.fixture(scope="module")
@@ -56,11 +59,11 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
 
 
 def training(corpus: Corpus, seed: int = 7) -> TrainingStream:
-    return TrainingStream(corpus, ROW_TOKENS, LONGEST, MaskingConfig(), CAPACITY, seed)
+    return TrainingStream([corpus], SHAPE, seed)
 
 
 def validation(corpus: Corpus, max_rows: int = 0) -> ValidationStream:
-    return ValidationStream(corpus, ROW_TOKENS, LONGEST, MaskingConfig(), CAPACITY, max_rows)
+    return ValidationStream([corpus], SHAPE, max_rows=max_rows)
 
 
 def row_key(row: PackedRow) -> RowKey:
@@ -93,7 +96,7 @@ def is_crop(piece: list[int], whole: list[int]) -> bool:
 @settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     sequences=st.lists(
-        st.lists(st.sampled_from(ESM.standard_residues), min_size=1, max_size=150), min_size=1, max_size=9
+        st.lists(st.sampled_from(ESM.replacements), min_size=1, max_size=150), min_size=1, max_size=9
     ),
     seed=st.integers(0, 2**31),
     epoch=st.integers(0, 3),
@@ -103,22 +106,24 @@ def test_an_epoch_of_rows_holds_every_sequence_once_whole_or_cropped(
 ) -> None:
     corpus = write_corpus(tmp_path / "train", sequences)
     stream = training(corpus, seed)
+    read: list[int] = []
     for index in range(stream.num_rows(epoch)):
         row = stream.row(epoch, index)
         pieces = true_sequences(row)
-        ids = stream.plan(epoch).row(index).tolist()
+        ids = stream.sequences(0, epoch, index).tolist()
         assert len(pieces) == len(ids)
         assert all(is_crop(piece, sequences[number]) for piece, number in zip(pieces, ids, strict=True))
         assert row.num_residues == sum(map(len, pieces))
-    assert sorted(stream.plan(epoch).sequence_ids.tolist()) == list(range(len(sequences)))
+        read += ids
+    assert sorted(read) == list(range(len(sequences)))
 
 
 @pytest.mark.parametrize("name", ["iupac", "proteinlm"])
 def test_other_vocabularies_get_their_own_boundary_and_mask_tokens(name: str, tmp_path: Path) -> None:
     vocabulary = get_vocabulary(name)
-    residues = [list(vocabulary.standard_residues)] * 8
+    residues = [list(vocabulary.replacements)] * 8
     corpus = write_corpus(tmp_path / "train", residues, name)
-    stream = TrainingStream(corpus, 256, 64, MaskingConfig(0.5, 1.0, 0.0), 256, seed=0)
+    stream = TrainingStream([corpus], RowShape(256, 64, MaskingConfig(0.5, 1.0, 0.0), 256), seed=0)
     row = stream.row(0, 0)
     assert (row.tokens[row.cu_seqlens[:8]] == vocabulary.begin).all()
     if vocabulary.end >= 0:
@@ -128,7 +133,7 @@ def test_other_vocabularies_get_their_own_boundary_and_mask_tokens(name: str, tm
 
 
 def test_crops_and_masks_differ_between_epochs_and_seeds_and_crops_reach_both_ends(tmp_path: Path) -> None:
-    whole = [ESM.standard_residues[place % 20] for place in range(LONGEST + 1)]  # three places to crop at
+    whole = [ESM.replacements[place % 20] for place in range(LONGEST + 1)]  # three places to crop at
     corpus = write_corpus(tmp_path / "train", [whole])
     rows = [training(corpus, seed).row(epoch, 0) for seed in range(6) for epoch in range(10)]
     starts = {whole.index(true_sequences(row)[0][0]) for row in rows}
@@ -137,13 +142,13 @@ def test_crops_and_masks_differ_between_epochs_and_seeds_and_crops_reach_both_en
 
 
 def test_training_masks_do_not_depend_on_the_row_that_a_sequence_is_in(corpus: Corpus) -> None:
-    wide = TrainingStream(corpus, 1024, LONGEST, MaskingConfig(), masked_capacity(1024, 0.15), seed=7)
+    wide = TrainingStream([corpus], shape_of(1024), seed=7)
 
     def by_sequence(stream: TrainingStream) -> dict[int, bytes]:
         found = {}
         for index in range(stream.num_rows(0)):
             row = stream.row(0, index)
-            for place, number in enumerate(stream.plan(0).row(index).tolist()):
+            for place, number in enumerate(stream.sequences(0, 0, index).tolist()):
                 found[number] = row.tokens[row.cu_seqlens[place] : row.cu_seqlens[place + 1]].tobytes()
         return found
 
@@ -155,10 +160,7 @@ def test_validation_masks_and_crops_depend_on_the_sequence_alone(tmp_path: Path)
     shuffled = [sequences[place] for place in np.random.default_rng(5).permutation(60)]
 
     def masked_sequences(name: str, content: list[list[int]], row_tokens: int) -> list[bytes]:
-        capacity = masked_capacity(row_tokens, 0.15)
-        stream = ValidationStream(
-            write_corpus(tmp_path / name, content), row_tokens, LONGEST, MaskingConfig(), capacity
-        )
+        stream = ValidationStream([write_corpus(tmp_path / name, content)], shape_of(row_tokens))
         found = []
         for index in range(stream.num_rows):
             row = stream.row(index)
@@ -220,7 +222,7 @@ def test_a_restart_at_any_step_goes_on_with_the_same_rows(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("num_workers", [1, 2])
+@pytest.mark.parametrize("num_workers", [1, 2, 4])
 def test_loader_processes_change_nothing(corpus: Corpus, expected_steps: list[list[RowKey]], num_workers: int) -> None:
     state = torch.get_rng_state()
     assert global_steps(training(corpus), range(9), StreamPosition(), 1, num_workers) == expected_steps
@@ -234,6 +236,11 @@ def test_reading_draws_nothing_from_global_generators(corpus: Corpus) -> None:
     assert pickle.dumps(np.random.get_state()) == numpy_state
 
 
+def at(epoch: int, row: int, num_read: int = 0) -> StreamPosition:
+    """The position of a stream of one corpus."""
+    return StreamPosition(num_read, (CorpusPosition(epoch, row),))
+
+
 @given(row=st.integers(0, 10), num_rows=st.integers(0, 200))
 def test_advancing_is_counting_rows_one_by_one(corpus: Corpus, row: int, num_rows: int) -> None:
     stream = training(corpus)
@@ -242,15 +249,15 @@ def test_advancing_is_counting_rows_one_by_one(corpus: Corpus, row: int, num_row
         expected += 1
         if expected == stream.num_rows(epoch):
             epoch, expected = epoch + 1, 0
-    assert stream.advance(StreamPosition(0, row), num_rows) == StreamPosition(epoch, expected)
+    assert stream.advance(at(0, row), num_rows) == at(epoch, expected, num_rows)
 
 
 def test_a_batch_larger_than_the_corpus_goes_round_it(tmp_path: Path) -> None:
     stream = training(write_corpus(tmp_path / "train", [[5, 6, 7]]))
-    assert stream.rows_of_step(StreamPosition(), 6, 1, 2) == [(1, 0), (3, 0), (5, 0)]
+    assert stream.rows_of_step(StreamPosition(), 6, 1, 2) == [(0, 1, 0), (0, 3, 0), (0, 5, 0)]
     [step] = iterate_steps(stream, StreamPosition(), [0], lambda step: 6, 1, 2, 0)
     assert [row_key(row) for row in step.rows] == [row_key(stream.row(epoch, 0)) for epoch in (1, 3, 5)]
-    assert step.position_after == StreamPosition(6, 0)
+    assert step.position_after == at(6, 0, 6)
 
 
 @pytest.mark.parametrize(("batch_rows", "size"), [(4, 1), (4, 2), (8, 4)])
@@ -284,22 +291,35 @@ def test_a_limit_keeps_the_first_validation_rows(corpus: Corpus) -> None:
     assert validation(corpus, max_rows=10**6).num_rows == whole.num_rows
 
 
-@pytest.mark.parametrize("values", [{"epoch": 1}, {"epoch": 0, "row": -1}, {"epoch": 0, "row": 1.5}, {}])
-def test_a_position_that_is_none_is_refused(values: dict[str, int]) -> None:
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"epoch": 1, "row": 0},
+        {"num_read": 0, "corpora": []},
+        {"num_read": -1, "corpora": [{"epoch": 0, "row": 0}]},
+        {"num_read": 0, "corpora": [{"epoch": 0, "row": -1}]},
+        {"num_read": 0, "corpora": [{"epoch": 0, "row": 1.5}]},
+        {"num_read": 0, "corpora": [{"epoch": 0}, 7]},
+        {},
+    ],
+)
+def test_a_position_that_is_none_is_refused(values: dict[str, Any]) -> None:
     with pytest.raises(InputError, match="data position"):
         StreamPosition.from_dict(values)
 
 
 def test_uneven_batches_and_foreign_positions_are_refused(corpus: Corpus) -> None:
     stream = training(corpus)
-    with pytest.raises(InputError, match=r"global_batch_rows.*multiples of 4"):
-        next(iterate_steps(stream, StreamPosition(), range(1), lambda step: 6, 0, 4, 0))
-    with pytest.raises(InputError, match="cannot be dealt evenly"):
-        validation(corpus).sequences_of_batch(0, 3, 0, 2)
+    with pytest.raises(ValueError, match="6 rows cannot be dealt evenly to 4 ranks"):
+        stream.rows_of_step(StreamPosition(), 6, 0, 4)
+    with pytest.raises(ValueError, match="cannot be dealt evenly"):
+        validation(corpus).rows_of_batch(0, 3, 0, 2)
+    with pytest.raises(InputError, match="one of 2 corpora, not 1"):
+        stream.advance(StreamPosition(0, (CorpusPosition(), CorpusPosition())), 1)
     with pytest.raises(InputError, match="row 100000 of epoch 0"):
-        stream.advance(StreamPosition(0, 100_000), 1)
+        stream.advance(at(0, 100_000), 1)
     with pytest.raises(InputError, match="max_sequence_length"):
-        TrainingStream(corpus, 64, 65, MaskingConfig(), 64, seed=0)
+        TrainingStream([corpus], shape_of(64, 65), seed=0)
 
 
 @pytest.mark.slow
@@ -338,10 +358,12 @@ import sys, time
 from pathlib import Path
 from megaprot.common.masking import MaskingConfig
 from megaprot.pretrain.corpus import Corpus
-from megaprot.pretrain.stream import StreamPosition, TrainingStream, iterate_steps
+from megaprot.pretrain.loading import iterate_steps
+from megaprot.pretrain.rows import RowShape
+from megaprot.pretrain.stream import StreamPosition, TrainingStream
 
 if __name__ == "__main__":
-    stream = TrainingStream(Corpus.open(Path(sys.argv[1])), 256, 100, MaskingConfig(), 128, 0)
+    stream = TrainingStream([Corpus.open(Path(sys.argv[1]))], RowShape(256, 100, MaskingConfig(), 128), 0)
     for step_rows in iterate_steps(stream, StreamPosition(), range(10**9), lambda step: 2, 0, 1, 2):
         print("read", flush=True)
         time.sleep(600)

@@ -39,7 +39,7 @@ def test_training_flops_equal_those_torch_counts(shape: dict[str, Any], tmp_path
         logits = training.chunks[0].module(
             batch.tokens, batch.positions, batch.cu_seqlens, tuple(batch.segment_lengths), batch.masked_positions
         )
-        logits[:, : training.corpus.vocabulary.size].sum().backward()
+        logits[:, : training.blend.vocabulary.size].sum().backward()
     # What runs computes all places for masked positions, and the padded vocabulary.
     places = len(batch.masked_positions)
     assert counter.get_total_flops() == training_flops(config.model, PADDED_SIZE, 128, 2 * 64**2, places)
@@ -53,7 +53,7 @@ def test_parameters_are_counted_without_padding_of_the_vocabulary(
     shape: dict[str, Any], tmp_path: Path, alone: Place
 ) -> None:
     training = begin(small_config(write_corpus(tmp_path / "corpus"), tmp_path / "run", model=shape), alone)
-    size = training.corpus.vocabulary.size
+    size = training.blend.vocabulary.size
     weights = [
         parameter[:size]
         if parameter.shape[0] == PADDED_SIZE and name.endswith(("word_embeddings.weight", "output_layer.bias"))

@@ -114,7 +114,7 @@ def test_a_run_stopped_at_the_end_of_an_epoch_goes_on_in_the_next(corpus: Path, 
     training = begin(stopped, alone)
     stop_at(training, 3)
     run(training)
-    assert (training.state.epoch, training.state.row) == (1, 0)
+    assert training.state.position["corpora"] == [{"epoch": 1, "row": 0}]
     assert run(begin(stopped, alone)) == whole
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from megaprot.common.vocabulary import get_vocabulary
 from megaprot.pretrain.config import DataConfig, TrainConfig
 from megaprot.pretrain.parallel import Place
-from megaprot.pretrain.validation import batch_rows_at, capacity_of
+from megaprot.pretrain.validation import batch_rows_at, row_shape_of
 from megaprot.tools import cli
 from tests.pretrain.runs import begin, run, small_config, write_corpus
 
@@ -112,7 +112,7 @@ WRONG: list[tuple[Flags, str]] = [
     ({"train.num_steps": "1.5"}, "--train.num_steps must be a whole number, but got 1.5"),
     ({"config": "esm2_8n"}, "no recipe of that name; did you mean esm2_8m?"),
     ({"data.path": ""}, "--data.path"),
-    ({"data.path": "nowhere"}, "data.path nowhere is not a folder; make it with megaprot preprocess."),
+    ({"data.path": "nowhere"}, "nowhere is not a folder; make it with megaprot preprocess."),
 ]
 
 
@@ -142,7 +142,7 @@ def test_overlap_needs_cuda(corpus: Path, tmp_path: Path, capsys: pytest.Capture
 
 def test_a_run_without_data_path_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["pretrain", "--run.dir", str(tmp_path / "run")]) == 2
-    assert "data.path is not given; name a folder that megaprot preprocess made." in the_sentence(capsys)
+    assert "give data.path, a folder that megaprot preprocess made, or data.blend" in the_sentence(capsys)
 
 
 @pytest.mark.parametrize("inside", ["", "deeper/run"])
@@ -185,7 +185,7 @@ def test_parts_of_different_vocabularies_are_refused(tmp_path: Path, capsys: pyt
     for suffix in (".bin", ".idx", ".json"):
         (other / f"valid{suffix}").rename(corpus / f"valid{suffix}")
     assert cli.main(argv(corpus, tmp_path)) == 2
-    assert "have different vocabularies; preprocess them together" in the_sentence(capsys)
+    assert "has another vocabulary (iupac) than" in the_sentence(capsys)
 
 
 @pytest.fixture(scope="module")
@@ -276,6 +276,6 @@ def test_a_ramp_up_never_falls_and_stays_on_its_grid(start: int, increment: int,
 
 @given(row_tokens=st.integers(8, 10_000), tensor=st.sampled_from([1, 2, 3, 4, 8, 128]))
 def test_places_for_masked_positions_are_enough_and_shared_evenly(row_tokens: int, tensor: int) -> None:
-    capacity = capacity_of(DataConfig(row_tokens=row_tokens), tensor)
+    capacity = row_shape_of(DataConfig(row_tokens=row_tokens), tensor).masked_capacity
     assert capacity % tensor == 0
     assert capacity >= 0.15 * row_tokens + 8 * (0.15 * 0.85 * row_tokens) ** 0.5

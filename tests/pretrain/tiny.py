@@ -100,7 +100,7 @@ def split_by_sequence(by_token: Tensor, sequences: Sequence[Sequence[int]]) -> l
 def random_sequences(lengths: Sequence[int], seed: int, vocabulary: Vocabulary = ESM, mask_share: float = 0.2) -> Any:
     """Random proteins of these lengths in tokens, boundary tokens in place, some residues masked; never two alike."""
     generator = torch.Generator().manual_seed(seed)
-    standard = torch.tensor(vocabulary.standard_residues)
+    standard = torch.tensor(vocabulary.replacements)
     sequences = []
     for length in lengths:
         tokens = standard[torch.randint(len(standard), (length,), generator=generator)]

@@ -1,55 +1,31 @@
-"""`megaprot preprocess` from files to corpora: the content, the splits, and what is left behind when it goes wrong."""
+"""`megaprot preprocess` from files to corpora: the content, the messages, and what is left when it goes wrong."""
 
-import gzip
 import hashlib
 import json
 import os
-import random
+import resource
 import signal
 import subprocess
 import sys
 import time
-from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
-from megaprot.common.errors import InputError, RunError
+from megaprot.common import sentencepiece_model
+from megaprot.common.errors import InputError
 from megaprot.common.sequence_readers import read_fasta
-from megaprot.pretrain.corpus import Corpus, CorpusWriter
-from megaprot.tools.preprocess import PreprocessConfig, SplitConfig, Splitter, run
+from megaprot.tools.preprocess import PreprocessConfig, run
+from megaprot.tools.preprocessing import parts
+from tests.tools.preprocess_runs import CLANS, CUT, EXAMPLES, contents, made_sequences, preprocess, texts, write_fasta
 
-EXAMPLES = Path(__file__).parents[2] / "examples" / "pfam"
-CUT = EXAMPLES / "Pfam-A.cut.fasta.gz"
-CLANS = EXAMPLES / "Pfam-A.clans.cut.tsv"
-
-
-def texts(corpus: Corpus) -> list[str]:
-    """Return the sequences of a corpus as letters."""
-    tokens = corpus.vocabulary.tokens
-    return ["".join(tokens[i] for i in corpus.sequence(index)) for index in range(corpus.num_sequences)]
-
-
-def made_sequences(num_sequences: int, seed: int = 0) -> list[str]:
-    choose = random.Random(seed)
-    return ["".join(choose.choices("ACDEFGHIKLMNPQRSTVWY", k=choose.randint(5, 40))) for _ in range(num_sequences)]
-
-
-def write_fasta(path: Path, sequences: list[str]) -> str:
-    path.write_text("".join(f">s{index}\n{text}\n" for index, text in enumerate(sequences)))
-    return str(path)
-
-
-def preprocess(inputs: list[str], output: Path, on_bad_record: str = "stop", **split: object) -> dict[str, Corpus]:
-    """Run and return the corpora by split."""
-    assert on_bad_record in ("stop", "skip")
-    settings = SplitConfig(**split)  # type: ignore[arg-type]
-    run(PreprocessConfig(input=inputs, output=str(output), split=settings, on_bad_record=on_bad_record))  # type: ignore[arg-type]
-    return {path.stem: Corpus.open(path.with_suffix("")) for path in output.glob("*.json")}
+PROGRAM = [sys.executable, "-m", "megaprot.tools.cli", "preprocess"]
 
 
 def test_every_domain_of_the_shipped_cut_lands_in_one_split(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    corpora = preprocess([str(CUT)], tmp_path / "out", valid=0.05, test=0.1)
+    corpora = preprocess([str(CUT)], tmp_path / "out", split={"valid": 0.05, "test": 0.1})
     printed = capsys.readouterr().out
     expected = [record.sequence.decode() for record in read_fasta(CUT)]
     assert len(expected) >= 10_000
@@ -70,87 +46,40 @@ def test_every_domain_of_the_shipped_cut_lands_in_one_split(tmp_path: Path, caps
 def test_cutting_the_shipped_cut_again_changes_nothing(tmp_path: Path) -> None:
     program = [sys.executable, str(EXAMPLES / "make_cut.py"), str(CUT), str(CLANS), str(tmp_path)]
     subprocess.run(program, check=True, capture_output=True)
-    assert gzip.decompress((tmp_path / CUT.name).read_bytes()) == gzip.decompress(CUT.read_bytes())
+    assert [*read_fasta(tmp_path / CUT.name)] == [*read_fasta(CUT)]
     assert (tmp_path / CLANS.name).read_bytes() == CLANS.read_bytes()
-
-
-def families_by_split(corpora: dict[str, Corpus]) -> dict[str, dict[str, int]]:
-    return {name: corpus.manifest["families"] for name, corpus in corpora.items()}
-
-
-def test_a_family_lies_in_one_split(tmp_path: Path) -> None:
-    corpora = preprocess([str(CUT)], tmp_path / "out", by="family", valid=0.1, test=0.1)
-    families = families_by_split(corpora)
-    expected: dict[str, int] = defaultdict(int)
-    for record in read_fasta(CUT):
-        expected[record.family] += 1
-    assert {**families["train"], **families["valid"], **families["test"]} == expected
-    assert sum(map(len, families.values())) == len(expected)
-
-
-def test_a_clan_lies_in_one_split(tmp_path: Path) -> None:
-    corpora = preprocess([str(CUT)], tmp_path / "out", by="clan", clans=str(CLANS), valid=0.2, test=0.1)
-    splits_of_clan = defaultdict(set)
-    table = dict(line.split("\t")[:2] for line in CLANS.read_text().splitlines())
-    for name, families in families_by_split(corpora).items():
-        for family in families:
-            splits_of_clan[table[family] or family].add(name)
-    assert {len(splits) for splits in splits_of_clan.values()} == {1}
-    assert len(splits_of_clan) < len(table)
-    assert corpora["train"].manifest["split"] == {
-        "name": "train", "by": "clan", "valid": 0.2, "test": 0.1, "seed": 1234,
-        "clans": str(CLANS), "clans_sha256": hashlib.sha256(CLANS.read_bytes()).hexdigest(),
-    }  # fmt: skip
-
-
-def test_a_compressed_clans_table_gives_the_same_split(tmp_path: Path) -> None:
-    (tmp_path / "clans.tsv.gz").write_bytes(gzip.compress(CLANS.read_bytes()))
-    plain, packed = (
-        Splitter(SplitConfig(by="clan", clans=str(path))).clan_of_family for path in (CLANS, tmp_path / "clans.tsv.gz")
-    )
-    assert plain == packed != {}
-
-
-def test_families_missing_from_the_clans_table_are_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    table = tmp_path / "clans.tsv"
-    table.write_text("".join(CLANS.read_text().splitlines(keepends=True)[:-2]))
-    preprocess([str(CUT)], tmp_path / "out", by="clan", clans=str(table), valid=0.2)
-    assert "families not in the clans table, each taken as its own clan: 2" in capsys.readouterr().out
-
-
-def test_the_split_depends_on_the_sequence_and_the_seed_alone(tmp_path: Path) -> None:
-    sequences = made_sequences(400)
-    first = preprocess([write_fasta(tmp_path / "a.fasta", sequences)], tmp_path / "a", valid=0.3)
-    others = [*reversed(sequences), *sequences[::3], *made_sequences(100, seed=1)]
-    inputs = [
-        write_fasta(tmp_path / "b.fasta", [text.lower() for text in others[:250]]),
-        write_fasta(tmp_path / "c.fasta", others[250:]),
-    ]
-    second = preprocess(inputs, tmp_path / "b", valid=0.3)
-    reseeded = preprocess([write_fasta(tmp_path / "d.fasta", sequences)], tmp_path / "d", valid=0.3, seed=7)
-    assert set(texts(second["valid"])) >= set(texts(first["valid"]))
-    assert not set(texts(second["valid"])) & set(texts(second["train"]))
-    assert set(texts(reseeded["valid"])) != set(texts(first["valid"]))
-
-
-def test_the_same_input_gives_the_same_bytes(tmp_path: Path) -> None:
-    inputs = [write_fasta(tmp_path / "a.fasta", made_sequences(50))]
-    for name in ("one", "two"):
-        preprocess(inputs, tmp_path / name, valid=0.3)
-    for suffix in ("bin", "idx", "json"):
-        first, second = (tmp_path / name / f"train.{suffix}" for name in ("one", "two"))
-        assert first.read_bytes() == second.read_bytes()
 
 
 def test_changed_letters_are_counted_in_the_manifest_and_the_summary(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "a.fasta").write_text(">a\nacJJ\n>b\nMKT*\n")
-    corpora = preprocess([str(tmp_path / "a.fasta")], tmp_path / "out", valid=0.0)
+    corpora = preprocess([str(tmp_path / "a.fasta")], tmp_path / "out", split={"valid": 0.0})
     assert list(corpora) == ["train"]
     assert texts(corpora["train"]) == ["ACXX", "MKT"]
     assert corpora["train"].manifest["changes"] == {"dropped_*": 1, "replaced_J": 2, "upper_cased": 2}
     assert "changed: dropped_* 1, replaced_J 2, upper_cased 2" in capsys.readouterr().out
+
+
+def test_the_sequences_stand_in_the_order_of_the_input_whatever_the_size_of_blocks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sequences = made_sequences(300)
+    inputs = [
+        write_fasta(tmp_path / "a.fasta", sequences[:100], families=[number // 7 for number in range(100)]),
+        write_fasta(tmp_path / "b.fasta", sequences[100:]),
+    ]
+    whole = preprocess(inputs, tmp_path / "whole", split={"valid": 0.3})
+    for name, corpus in whole.items():
+        found = texts(corpus)
+        assert found == [text for text in sequences if text in set(found)], name
+        first, second = corpus.manifest["sources"]
+        assert (first["num_sequences"], second["num_sequences"]) == (100, 200)
+        assert sum(corpus.manifest["families"].values()) == len(set(found) & set(sequences[:100]))
+    monkeypatch.setattr(parts, "BLOCK_RECORDS", 7)
+    monkeypatch.setattr(parts, "BLOCK_IDS", 100)
+    preprocess(inputs, tmp_path / "small", split={"valid": 0.3})
+    assert contents(tmp_path / "whole") == contents(tmp_path / "small")
 
 
 BAD = ">a\nMKT\n>b\nMK7\n>c\n--\n>d\n>e\nACD\n"
@@ -158,7 +87,7 @@ BAD = ">a\nMKT\n>b\nMK7\n>c\n--\n>d\n>e\nACD\n"
 
 def test_a_bad_record_stops_and_leaves_no_folder(tmp_path: Path) -> None:
     path = tmp_path / "bad.fasta"
-    path.write_text(BAD)
+    path.write_text(BAD.replace(">d\n", ""))
     with pytest.raises(InputError) as caught:
         preprocess([str(path)], tmp_path / "out")
     assert str(caught.value) == (
@@ -172,7 +101,7 @@ def test_skipped_records_are_counted_and_the_first_few_shown(
 ) -> None:
     path = tmp_path / "bad.fasta"
     path.write_text(BAD + ">x\n1\n" * 10)
-    corpora = preprocess([str(path)], tmp_path / "out", on_bad_record="skip", valid=0.0)
+    corpora = preprocess([str(path)], tmp_path / "out", on_bad_record="skip", split={"valid": 0.0})
     assert texts(corpora["train"]) == ["MKT", "ACD"]
     printed = capsys.readouterr()
     assert "skipped: 13 bad records" in printed.out
@@ -184,30 +113,9 @@ def test_skipped_records_are_counted_and_the_first_few_shown(
 def test_families_are_needed_by_family_splits_only(tmp_path: Path) -> None:
     path = write_fasta(tmp_path / "a.fasta", made_sequences(5))
     with pytest.raises(InputError, match=r"a\.fasta:1: record 's0' names no Pfam family, which split\.by family needs"):
-        preprocess([path], tmp_path / "out", by="family")
+        preprocess([path], tmp_path / "out", split={"by": "family"})
     with pytest.raises(InputError, match="no input file holds a sequence that can be used"):
-        preprocess([path], tmp_path / "out", on_bad_record="skip", by="family")
-
-
-@pytest.mark.parametrize(
-    ("split", "said"),
-    [
-        ({"valid": 0.6, "test": 0.4}, "leave nothing to train on"),
-        ({"valid": -0.1}, "leave nothing to train on"),
-        ({"by": "clan"}, "need each other"),
-        ({"by": "family", "clans": "x.tsv"}, "need each other"),
-        ({"by": "clan", "clans": "x.tsv"}, r"x\.tsv: cannot be read"),
-        ({"by": "clan", "clans": __file__}, r"test_preprocess\.py:1: is not 'family<TAB>clan"),
-        ({"valid": 1e-9}, r"split 'valid' got no sequence from so few sequences: raise split\.valid or change"),
-        ({"valid": 0.5, "test": 1e-9}, r"split 'test' got no sequence.*: raise split\.test"),
-        ({"valid": 0.999999}, r"split 'train' got no sequence.*: lower split\.valid and split\.test"),
-    ],
-)
-def test_wrong_split_settings_are_answered_with_a_remedy(tmp_path: Path, split: dict[str, object], said: str) -> None:
-    path = write_fasta(tmp_path / "a.fasta", made_sequences(20))
-    with pytest.raises(InputError, match=said):
-        preprocess([path], tmp_path / "out", **split)  # type: ignore[arg-type]
-    assert os.listdir(tmp_path) == ["a.fasta"]
+        preprocess([path], tmp_path / "out", on_bad_record="skip", split={"by": "family"})
 
 
 def test_wrong_input_and_output_are_named(tmp_path: Path) -> None:
@@ -216,6 +124,10 @@ def test_wrong_input_and_output_are_named(tmp_path: Path) -> None:
         preprocess([], tmp_path / "out")
     with pytest.raises(InputError, match=r"b\.fasta: is missing"):
         preprocess([path, str(tmp_path / "b.fasta")], tmp_path / "out")
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(InputError, match=r"pipe: is a pipe, which can be read only once: give --format too"):
+        preprocess([str(tmp_path / "pipe")], tmp_path / "out")
+    (tmp_path / "pipe").unlink()
     with pytest.raises(InputError, match=r"a\.fasta: is named 2 times in input"):
         preprocess([path, str(tmp_path / "." / "a.fasta")], tmp_path / "out")
     with pytest.raises(InputError, match="already has content"):
@@ -225,36 +137,43 @@ def test_wrong_input_and_output_are_named(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["a.fasta"]
 
 
-def test_a_full_disk_fails_the_run_and_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_room(*_: object) -> None:
-        raise OSError(28, "No space left on device")
+def limited_files(num_bytes: int) -> Any:
+    """Return what lets a process write no file longer than that: to it, a full disk."""
+    return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, num_bytes))
 
-    monkeypatch.setattr(CorpusWriter, "_flush", no_room)
-    path = write_fasta(tmp_path / "a.fasta", made_sequences(20))
-    with pytest.raises(RunError, match="out: could not be written \\(No space left on device\\)"):
-        preprocess([path], tmp_path / "out", valid=0.4)
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_full_disk_fails_the_run_in_one_sentence_and_leaves_no_folder(tmp_path: Path, workers: str) -> None:
+    plain = tmp_path / "a.fasta"
+    plain.write_text("".join(f">{record.identifier}\n{record.sequence.decode()}\n" for record in read_fasta(CUT)))
+    output = tmp_path / "out"
+    command = [*PROGRAM, "--input", str(plain), str(CUT), "--output", str(output), "--workers", workers]
+    ended = subprocess.run(command, capture_output=True, text=True, preexec_fn=limited_files(1_500_000))
+    assert ended.returncode == 1
+    assert ended.stderr == (
+        f"megaprot preprocess: error: {output}: could not be written (File too large): "
+        "make room or choose another folder.\n"
+    )
     assert os.listdir(tmp_path) == ["a.fasta"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_leaves_nothing_that_looks_complete(tmp_path: Path, number: signal.Signals) -> None:
     output = tmp_path / "out"
-    program = (
-        "import sys; from megaprot.tools.preprocess import *\n"
-        "run(PreprocessConfig(input=['-'], output=sys.argv[1], split=SplitConfig(valid=0.4)))"
-    )
-    command = [sys.executable, "-c", program, str(output)]
+    command = [*PROGRAM, "--input", "-", "--output", str(output), "--split.valid", "0.4"]
     content = "".join(f">s{index}\n{text}\n" for index, text in enumerate(made_sequences(40))).encode()
     with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdin is not None
         process.stdin.write(content)
         process.stdin.flush()
-        while not list(tmp_path.glob(".out.partial-*/train.bin")):  # it waits for the rest of its input
+        while not list(tmp_path.glob(".out.partial-*/work/part-000000")):  # it waits for the rest of its input
             time.sleep(0.02)
             assert process.poll() is None
         process.send_signal(number)
         process.wait()
-    assert not output.exists()
+    assert os.listdir(tmp_path) == [] or number == signal.SIGKILL
     again = subprocess.run(command, input=content, capture_output=True, check=True)
     assert b"written to" in again.stdout
     assert b"\r" not in again.stderr  # no progress bar where there is no terminal
@@ -263,3 +182,48 @@ def test_an_interrupted_run_leaves_nothing_that_looks_complete(tmp_path: Path, n
         f"{name}.{suffix}" for name in ("train", "valid") for suffix in ("bin", "idx", "json")
     ]
     assert json.loads((output / "train.json").read_text())["sources"][0]["path"] == "-"
+
+
+def test_a_sentencepiece_vocabulary_gives_its_pieces(tmp_path: Path) -> None:
+    library = pytest.importorskip("sentencepiece")
+    records = [record.sequence.decode() for record in read_fasta(CUT)][:1000]
+    (tmp_path / "pfam.model").write_bytes(
+        sentencepiece_model.train([*records, sentencepiece_model.RESIDUE_LETTERS], 300)
+    )
+    values: dict[str, Any] = {"vocabulary": str(tmp_path / "pfam.model"), "split": {"valid": 0.0}, "deduplicate": True}
+    path = write_fasta(tmp_path / "a.fasta", records)
+    (corpus,) = preprocess([path], tmp_path / "out", **values).values()
+    processor = library.SentencePieceProcessor(model_file=str(tmp_path / "pfam.model"))
+    unique = [*dict.fromkeys(records)]
+    assert corpus.num_sequences == len(unique)
+    assert [corpus.sequence(index).tolist() for index in range(len(unique))] == processor.encode(unique)
+    assert corpus.dtype == np.uint16
+    assert corpus.num_residues < 0.9 * sum(map(len, unique))  # in tokens
+    (tmp_path / "test.fasta").write_text(f">t\n{unique[5].lower()}\n")  # compared by residues
+    values["exclude"] = {"files": [str(tmp_path / "test.fasta")], "identity": 1.0}
+    (corpus,) = preprocess([path], tmp_path / "excluded", **values).values()
+    left = [text for text in unique if text not in unique[5] and unique[5] not in text]
+    assert [corpus.sequence(index).tolist() for index in range(len(left))] == processor.encode(left)
+
+
+def test_a_part_without_sequences_is_no_obstacle(tmp_path: Path) -> None:
+    (tmp_path / "bad.fasta").write_text(">a\n7\n")
+    inputs = [str(tmp_path / "bad.fasta"), write_fasta(tmp_path / "a.fasta", ["MKT"])]
+    corpora = preprocess(inputs, tmp_path / "out", on_bad_record="skip", deduplicate=True, split={"valid": 0.0})
+    assert texts(corpora["train"]) == ["MKT"]
+    assert [source["num_sequences"] for source in corpora["train"].manifest["sources"]] == [0, 1]
+
+
+def test_memory_grows_by_less_than_the_sequences(tmp_path: Path) -> None:
+    """A part of 200,000 made sequences is merged with far less memory than its 40 MB."""
+    import tracemalloc
+
+    rows = np.random.default_rng(1).integers(65, 90, size=(200_000, 200), dtype=np.uint8)
+    rows[(rows == ord("B")) | (rows == ord("J")) | (rows == ord("O")) | (rows == ord("U"))] = ord("A")
+    path = tmp_path / "a.fasta"
+    path.write_bytes(b"".join(b">%d\n%b\n" % (number, row.tobytes()) for number, row in enumerate(rows)))
+    tracemalloc.start()
+    preprocess([str(path)], tmp_path / "out", deduplicate=True)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 100e6

@@ -130,10 +130,10 @@ def packed_row(sequences: list[list[int]], row_tokens: int, capacity: int, seed:
     inputs = inputs_of(sequences, row_tokens, ESM.pad, torch.device("cpu"))
     tokens = inputs["tokens"].numpy()
     masked = np.flatnonzero(tokens == ESM.mask)
-    kept = generator.choice(np.flatnonzero(np.isin(tokens, ESM.standard_residues)), 4, replace=False)
+    kept = generator.choice(np.flatnonzero(np.isin(tokens, ESM.replacements)), 4, replace=False)
     places = np.sort(np.concatenate((masked, kept)))
     unused = capacity - len(places)
-    labels = np.where(tokens[places] == ESM.mask, generator.choice(ESM.standard_residues, len(places)), tokens[places])
+    labels = np.where(tokens[places] == ESM.mask, generator.choice(ESM.replacements, len(places)), tokens[places])
     kinds = np.where(tokens[places] == ESM.mask, MASK_TOKEN, KEPT)
     return PackedRow(
         tokens=tokens,

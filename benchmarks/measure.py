@@ -1,0 +1,75 @@
+"""What all benchmarks share: rounds in turn, medians and ratios, and a record with machine, versions and commit."""
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+CUT = ROOT / "examples" / "pfam" / "Pfam-A.cut.fasta.gz"
+
+
+def rate(step: Callable[[], int], seconds: float) -> float:
+    """Return what ``step`` counts a second, called for at least ``seconds``."""
+    start, counted = time.perf_counter(), 0
+    while time.perf_counter() - start < seconds:
+        counted += step()
+    return counted / (time.perf_counter() - start)
+
+
+def rates_in_turn(contenders: dict[str, Callable[[], int]], rounds: int, seconds: float) -> dict[str, list[float]]:
+    """Return the rates of each contender, who take turns so that a busy moment of the machine meets all of them."""
+    for step in contenders.values():
+        step()  # compile and warm up
+    rates: dict[str, list[float]] = {name: [] for name in contenders}
+    for _ in range(rounds):
+        for name, step in contenders.items():
+            rates[name].append(rate(step, seconds))
+    return rates
+
+
+def compared(claim: str, unit: str, rates: dict[str, list[float]], ours: str = "megaprot") -> dict[str, Any]:
+    """Return medians, rounds and the ratio of ours to each peer; names that begin with ``megaprot`` are no peers."""
+    medians = {name: statistics.median(values) for name, values in rates.items()}
+    return {
+        "claim": claim,
+        unit: {name: round(value) for name, value in medians.items()},
+        "rounds": {name: [round(value) for value in values] for name, values in rates.items()},
+        "ratio": {
+            name: round(medians[ours] / value, 2) for name, value in medians.items() if not name.startswith("megaprot")
+        },
+    }
+
+
+def record(name: str, results: list[dict[str, Any]], packages: list[str]) -> None:
+    """Print results and write them as ``benchmarks/results/<name>.json`` with all that is needed to repeat them."""
+    describe = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
+    commit = subprocess.run(describe, capture_output=True, text=True)
+    content = {
+        "results": results,
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {processor()}",
+        "versions": {"python": platform.python_version()} | {package: version(package) for package in packages},
+        "commit": commit.stdout.strip(),
+        "command": " ".join(["python", *sys.argv]),
+    }
+    folder = ROOT / "benchmarks" / "results"
+    folder.mkdir(exist_ok=True)
+    text = json.dumps(content, indent=2)
+    (folder / f"{name}.json").write_text(text + "\n", encoding="utf-8")
+    print(text)
+
+
+def processor() -> str:
+    """Return the processor's name as Linux has it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")
