@@ -321,3 +321,64 @@ def _shift(table: KmerTable) -> np.uint64:
     while (len(table.starts) - 1) >> (64 - shift) > 1:
         shift -= 1
     return np.uint64(shift)
+
+
+@numba.njit(cache=True, nogil=True)
+def holding_pairs(
+    letters: NDArray[np.uint8],
+    bounds: NDArray[np.int64],
+    numbers: NDArray[np.int64],
+    piece_length: int,
+    text_letters: NDArray[np.uint8],
+    text_bounds: NDArray[np.int64],
+) -> NDArray[np.int64]:
+    """Return int64 [num_pairs, 2], (sequence, text), of the texts that hold a piece of a sequence.
+
+    The sequences are those of ``numbers``; their pieces have ``piece_length`` letters, at most 8, and stand side by
+    side. One pass over the texts.
+    """
+    num_pieces = 0
+    for number in numbers:
+        num_pieces += (bounds[number + 1] - bounds[number]) // piece_length
+    codes = np.empty(num_pieces, dtype=np.uint64)
+    owners = np.empty(num_pieces, dtype=np.int64)
+    may_hold = np.zeros(1 << 16, dtype=np.bool_)
+    place = 0
+    for owner, number in enumerate(numbers):
+        for start in range(bounds[number], bounds[number + 1] - piece_length + 1, piece_length):
+            codes[place] = _code(letters, start, piece_length)
+            owners[place] = owner
+            may_hold[(codes[place] * _FACTOR) >> np.uint64(48)] = True
+            place += 1
+    order = np.argsort(codes)
+    codes, owners = codes[order], owners[order]
+    last_texts = np.full(len(numbers), -1, dtype=np.int64)
+    drop = np.uint64(8 * (8 - piece_length))
+    pairs = np.empty((1024, 2), dtype=np.int64)
+    num_pairs = 0
+    for text in range(len(text_bounds) - 1):
+        code = np.uint64(0)
+        for place in range(text_bounds[text], text_bounds[text + 1]):
+            code = (((code << np.uint64(8)) | np.uint64(text_letters[place])) << drop) >> drop
+            if not may_hold[(code * _FACTOR) >> np.uint64(48)] or place - text_bounds[text] + 1 < piece_length:
+                continue
+            piece = np.searchsorted(codes, code)
+            while piece < num_pieces and codes[piece] == code:
+                if last_texts[owners[piece]] != text:
+                    last_texts[owners[piece]] = text
+                    if num_pairs == len(pairs):
+                        pairs = np.concatenate((pairs, pairs))
+                    pairs[num_pairs, 0] = numbers[owners[piece]]
+                    pairs[num_pairs, 1] = text
+                    num_pairs += 1
+                piece += 1
+    return pairs[:num_pairs]
+
+
+@numba.njit(cache=True, nogil=True)
+def _code(letters: NDArray[np.uint8], start: int, num_letters: int) -> np.uint64:
+    """Return up to 8 letters as one number."""
+    code = np.uint64(0)
+    for place in range(start, start + num_letters):
+        code = (code << np.uint64(8)) | np.uint64(letters[place])
+    return code

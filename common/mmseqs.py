@@ -1,9 +1,10 @@
 """Near-identical sequences through the program MMseqs2 (Steinegger and Söding, Nature Biotechnology 2017).
 
 MMseqs2 proposes, edlib measures: what identity means is the same as in ``megaprot.common.near_identity``. MMseqs2 is a
-heuristic: it needs two similar k-mers on one diagonal, so that it misses some pairs, short ones above all. Its speed
-hardly depends on the identity, which makes it the better choice below about 0.75, where the k-mer index meets nearly
-every excluded sequence; above, the index is faster and misses nothing.
+heuristic: it needs two similar k-mers on one diagonal, and misses some pairs, short ones above all. It searched some
+200 domains a second against 26,000 proteins where the k-mer index did 40,000, and at 0.9 it found 4,216 of the 4,228
+domains that the index found, and no other. Its speed hardly depends on the identity, which makes it the better choice
+below 0.75, where the index meets nearly every excluded sequence: at 0.7 it was 17 times faster and found 1,095 of 1,110.
 """
 
 import shutil

@@ -10,29 +10,26 @@ side in the shorter sequence, e edits spoil at most e, so that n - e of them sta
 (Sosic and Sikic, Bioinformatics 2017) then measures each candidate.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import islice, pairwise
 
 import edlib
 import numpy as np
 from numpy.typing import NDArray
 
 from megaprot.common.errors import InputError
-from megaprot.common.kmer_table import MOST_LETTERS, MOST_SEQUENCES, KmerTable, candidate_pairs
+from megaprot.common.kmer_table import MOST_LETTERS, MOST_SEQUENCES, KmerTable, candidate_pairs, holding_pairs
 
 SMALLEST_IDENTITY = 0.5
 # Least identity and length of the k-mers. Long ones are rare, which is fast, but n - e must not be 0 for most lengths:
 # it is above from 12, 15, 16, 21, 6 and 1 residues on.
 _KMER_LENGTHS = ((0.9, 6), (0.85, 5), (0.8, 4), (0.7, 3), (0.6, 2), (SMALLEST_IDENTITY, 1))
 _BATCH = 1024  # queries whose candidates, at low identities nearly all excluded sequences, are in memory at a time
-_SEPARATOR = 0xFF  # stands in no sequence
 
 
 @dataclass(frozen=True)
 class Sequences:
-    """Many sequences: number i is ``letters[bounds[i] : bounds[i + 1]]``, uint8 letters below 255, int64 bounds."""
+    """Many sequences: number i is ``letters[bounds[i] : bounds[i + 1]]``, uint8 letters, int64 bounds."""
 
     letters: NDArray[np.uint8]
     bounds: NDArray[np.int64]
@@ -40,7 +37,7 @@ class Sequences:
     def __len__(self) -> int:
         return len(self.bounds) - 1
 
-    @property
+    @cached_property
     def lengths(self) -> NDArray[np.int64]:
         """Return the number of letters of each."""
         return np.diff(self.bounds)
@@ -48,22 +45,6 @@ class Sequences:
     def text(self, number: int) -> bytes:
         """Return the letters of one sequence."""
         return self.letters[self.bounds[number] : self.bounds[number + 1]].tobytes()
-
-    @cached_property
-    def joined(self) -> bytes:
-        """Return all sequences, each followed by a separator."""
-        return np.insert(self.letters[: self.bounds[-1]], self.bounds[1:], _SEPARATOR).tobytes()
-
-    @cached_property
-    def _joined_starts(self) -> NDArray[np.int64]:
-        return self.bounds[:-1] + np.arange(len(self))
-
-    def numbers_holding(self, piece: bytes) -> Iterator[int]:
-        """Yield the numbers of the sequences that ``piece`` is a stretch of, ascending."""
-        place = self.joined.find(piece)
-        while place >= 0:
-            yield int(np.searchsorted(self._joined_starts, place, side="right")) - 1
-            place = self.joined.find(piece, self.joined.index(_SEPARATOR, place))
 
 
 @dataclass(frozen=True)
@@ -111,14 +92,14 @@ def nearest_excluded(queries: Sequences, excluded: Sequences, pairs: NDArray[np.
 class NearIdentityIndex:
     """An index of excluded sequences that finds every query of at least ``identity`` to one of them.
 
-    ``letters`` uint8 [num_letters] (ASCII or vocabulary ids, below 255, the same for queries) and ``bounds`` int64
-    [num_excluded + 1] hold the excluded sequences, from bound 0 on. Nothing is missed at any identity. Raises InputError
-    for one below 0.5, where chance alone makes sequences alike.
+    ``letters`` uint8 [num_letters] (ASCII or vocabulary ids, the same as of queries) and ``bounds`` int64
+    [num_excluded + 1] hold the excluded sequences. Nothing is missed, at any identity. Raises InputError for one below
+    0.5, where chance alone makes sequences alike.
 
     The index takes about 14 bytes a letter. The lower the identity, the more candidates: of 80,000 domains against
     26,000 whole proteins, a fifth of them excluded, 50,000 a second pass at 0.9, 2,000 at 0.8, 90 at 0.75, 6 at 0.7.
-    Sequences so short that the k-mers may miss them (at 0.9 below 6, and of 10 and 11 residues) are searched for as
-    text, which takes milliseconds each.
+    Sequences so short that k-mers may miss them (at 0.9 below 6, and of 10 and 11 residues) are looked for by one pass
+    over all excluded sequences a call, some 20 ms for 10 M residues: give many queries at once.
     """
 
     method = "kmer"
@@ -143,66 +124,55 @@ class NearIdentityIndex:
 
     def matches(self, letters: NDArray[np.uint8], bounds: NDArray[np.int64]) -> Matches:
         """Return which of the queries, laid out as the excluded sequences are, to leave out, and for what."""
-        found = []
-        for start in range(0, len(bounds) - 1, _BATCH):
-            limits = bounds[start : start + _BATCH + 1]
-            batch = Sequences(letters[limits[0] : limits[-1]], limits - limits[0])
-            pairs = np.concatenate((self._pairs(batch), self._short_pairs(batch)))
-            matches = nearest_excluded(batch, self.excluded, pairs, self.identity)
-            found.append(Matches(matches.queries + start, matches.excluded, matches.identities))
-        return _joined(found)
+        queries = Sequences(letters, bounds)
+        short_pairs = self._short_pairs(queries)
+        found = [nearest_excluded(queries, self.excluded, short_pairs[:0], self.identity)]
+        for start in range(0, len(queries), _BATCH):
+            is_in_batch = (short_pairs[:, 0] >= start) & (short_pairs[:, 0] < start + _BATCH)
+            pairs = np.concatenate((self._pairs(queries, start, start + _BATCH), short_pairs[is_in_batch]))
+            found.append(nearest_excluded(queries, self.excluded, pairs, self.identity))
+        columns = zip(*((each.queries, each.excluded, each.identities) for each in found), strict=True)
+        return Matches(*map(np.concatenate, columns))
 
-    def _pairs(self, queries: Sequences) -> NDArray[np.int64]:
-        """Return the (query, excluded) that share enough k-mers."""
-        return candidate_pairs(
+    def _pairs(self, queries: Sequences, start: int, end: int) -> NDArray[np.int64]:
+        """Return the (query, excluded), of the queries from ``start`` to ``end``, that share enough k-mers."""
+        pairs = candidate_pairs(
             queries.letters,
-            queries.bounds,
-            most_edits(queries.lengths, self.identity),
+            queries.bounds[start : end + 1],
+            most_edits(queries.lengths[start:end], self.identity),
             self._sorted_lengths,
             self._longer,
             self._shorter,
             self._least_shared,
         )
+        return pairs + np.array([start, 0])
 
     def _short_pairs(self, queries: Sequences) -> NDArray[np.int64]:
-        """Return the candidates of which one is too short for n - e to be positive.
+        """Return the candidates of which one is too short for n - e to be positive."""
+        with_short_query = self._holding_pieces(queries, self.excluded)
+        # Without edits the first that holds it is as near as any other can be.
+        _, firsts = np.unique(with_short_query[:, 0], return_index=True)
+        is_wanted = most_edits(queries.lengths[with_short_query[:, 0]], self.identity) > 0
+        is_wanted[firsts] = True
+        with_short_excluded = self._holding_pieces(self.excluded, queries)[:, ::-1]
+        return np.unique(np.concatenate((with_short_query[is_wanted], with_short_excluded)), axis=0)
 
-        Cut into e + 1 pieces, it has one at least that e edits leave unchanged in the longer sequence.
+    def _holding_pieces(self, patterns: Sequences, texts: Sequences) -> NDArray[np.int64]:
+        """Return int64 [n, 2], (pattern, text) ascending, of short patterns and the texts that may hold them.
+
+        Of e + 1 pieces of one length that stand side by side in a pattern, e edits leave one at least as it is.
         """
-        pairs = []
-        for query in self._short(queries):
-            pieces = self._pieces(queries.text(query))
-            numbers = (number for piece in pieces for number in self.excluded.numbers_holding(piece))
-            # Without edits the first that holds it is as near as any other can be.
-            pairs += [(query, number) for number in islice(numbers, 1 if len(pieces) == 1 else None)]
-        for other in self._short_excluded:
-            for piece in self._pieces(self.excluded.text(other)):
-                pairs += [(query, other) for query in queries.numbers_holding(piece)]
-        return np.unique(np.array(pairs, dtype=np.int64).reshape(-1, 2), axis=0)
-
-    def _pieces(self, text: bytes) -> list[bytes]:
-        """Return a sequence cut into one piece more than it may have edits."""
-        num_pieces = int(most_edits(np.array(len(text)), self.identity)) + 1
-        limits = [len(text) * piece // num_pieces for piece in range(num_pieces + 1)]
-        return [text[start:end] for start, end in pairwise(limits)]
-
-    @cached_property
-    def _short_excluded(self) -> list[int]:
-        return self._short(self.excluded)
-
-    def _short(self, sequences: Sequences) -> list[int]:
-        """Return the numbers of the sequences that k-mers may miss, without empty ones."""
-        lengths = sequences.lengths
-        may_miss = (lengths // self.kmer_length <= most_edits(lengths, self.identity)) & (lengths > 0)
-        numbers: list[int] = np.flatnonzero(may_miss).tolist()
-        return numbers
-
-
-def _joined(matches: list[Matches]) -> Matches:
-    """Return the matches of consecutive batches as one."""
-    nothing = Matches(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32))
-    columns = zip(*((each.queries, each.excluded, each.identities) for each in [nothing, *matches]), strict=True)
-    return Matches(*map(np.concatenate, columns))
+        lengths, num_edits = patterns.lengths, most_edits(patterns.lengths, self.identity)
+        is_short = (lengths // self.kmer_length <= num_edits) & (lengths > 0)
+        piece_lengths = np.where(is_short, lengths // (num_edits + 1), 0)
+        found = [np.empty((0, 2), dtype=np.int64)]
+        for piece_length in np.unique(piece_lengths[is_short]).tolist():
+            numbers = np.flatnonzero(piece_lengths == piece_length)
+            found.append(
+                holding_pairs(patterns.letters, patterns.bounds, numbers, piece_length, texts.letters, texts.bounds)
+            )
+        pairs = np.concatenate(found)
+        return pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]
 
 
 def check_identity(identity: float) -> float:

@@ -10,6 +10,9 @@ COMMANDS = {
     "vocabulary": ("megaprot.tools.vocabulary", "train a SentencePiece vocabulary on sequence files"),
     "pretrain": ("megaprot.pretrain.__main__", "pretrain a protein BERT on it, in one process or as one of many"),
     "evaluate": ("megaprot.tools.evaluate", "measure the loss and perplexities of a checkpoint on a corpus"),
+    "convert": ("megaprot.tools.convert", "turn checkpoints into Hugging Face folders, and those into checkpoints"),
+    "embed": ("megaprot.tools.embed", "turn proteins into vectors with a Hugging Face encoder"),
+    "score": ("megaprot.tools.score", "score mutations, or whole proteins, without training"),
     "plot": ("megaprot.tools.plot", "draw the losses of one or more runs"),
     "launch": ("megaprot.launch.local", "start a command in several processes: megaprot launch local --help"),
 }

@@ -105,19 +105,19 @@ def test_all_and_only_what_dynamic_programming_finds_is_found(
 )
 def test_short_sequences_are_found_at_90_percent(length: int, num_edits: int) -> None:
     choose = random.Random(length)
-    excluded = ["".join(choose.choices(RESIDUES, k=60)) for _ in range(200)]
-    fragments = [text[choose.randrange(60 - length) :][:length] for text in excluded]
+    excluded = ["".join(choose.choices(RESIDUES, k=50)) for _ in range(60)]
+    fragments = [text[choose.randrange(50 - length) :][:length] for text in excluded]
     queries = [edited(fragment, num_edits, RESIDUES, choose) for fragment in fragments]
     whole = [query for query, text in enumerate(queries) if len(text) >= length or not num_edits]  # else fewer may be
     assert {query for query, _, _ in search(queries, excluded)} >= set(whole)
-    assert search(queries, excluded) == naive_matches(queries, excluded, 0.9)
-    assert search(excluded[:20], queries[:40]) == naive_matches(excluded[:20], queries[:40], 0.9)
+    assert search(queries[:20], excluded) == naive_matches(queries[:20], excluded, 0.9)
+    assert search(excluded[:9], queries[:20]) == naive_matches(excluded[:9], queries[:20], 0.9)
 
 
 @given(related_sequences())
-def test_with_any_letters_below_255_the_result_is_the_same(lists: tuple[list[str], list[str]]) -> None:
+def test_with_other_codes_of_the_letters_the_result_is_the_same(lists: tuple[list[str], list[str]]) -> None:
     queries, excluded = (columns(texts) for texts in lists)
-    ids = np.array([(7 * code + 100) % 255 for code in range(256)], dtype=np.uint8)
+    ids = np.array([(7 * code + 100) % 256 for code in range(256)], dtype=np.uint8)
     with_ids = NearIdentityIndex(ids[excluded[0]], excluded[1], 0.9).matches(ids[queries[0]], queries[1])
     assert listed(with_ids) == listed(NearIdentityIndex(*excluded, 0.9).matches(*queries))
 
@@ -185,7 +185,7 @@ def test_repeats_cost_no_more_than_other_sequences() -> None:
     choose = random.Random(1)
     excluded = ["Q" * choose.randint(6, 12) + "".join(choose.choices(RESIDUES, k=80)) for _ in range(3000)]
     index = NearIdentityIndex(*columns(excluded), 0.9)
-    pairs = index._pairs(Sequences(*columns(["Q" * 5000, "QP" * 300, "Q" * 120])))
+    pairs = index._pairs(Sequences(*columns(["Q" * 5000, "QP" * 300, "Q" * 120])), 0, 3)
     assert len(pairs) < 60  # and not each of the 3,000 that hold QQQQQ
     assert search(["Q" * 400, "Q" * 10], [*excluded, "A" * 9 + "Q" * 600 + "AAAA"])[0] == (0, 3000, 1.0)
 

@@ -1,0 +1,135 @@
+"""Convert a checkpoint of a 650M shape to the Hugging Face format and back, beside ``cp`` of the same bytes.
+
+``python benchmarks/bench_conversion.py [--recipe esm2_650m] [--folder DIR] [--output results/conversion.json]``. Prints
+JSON: the rates in bytes of model weights a second, each as a share of ``cp``'s in the same run (files synced to disk by
+both), and the peak memory of a process that converts, above that of one which has only imported what it needs.
+"""
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from megaprot.common.command_line import parse_config
+from megaprot.common.files import write_json_atomically
+from megaprot.common.vocabulary import get_vocabulary
+from megaprot.pretrain.__main__ import RECIPES
+from megaprot.pretrain.config import ModelConfig, PretrainConfig
+from megaprot.tools.conversion.megatron_writer import write_megatron
+from megaprot.tools.conversion.names import our_shapes
+from megaprot.tools.conversion.source_model import SourceModel
+from megaprot.tools.conversion.tensor_source import DerivedTensors, TensorInfo
+
+_CONVERT = """
+import sys, time
+from megaprot.common.quiet import quiet
+quiet("megatron"), quiet("torch.distributed")
+from megaprot.tools.conversion.conversion import convert
+from megaprot.tools.convert import ConvertConfig
+def peak():  # of this program alone: what getrusage says includes the parent's before it became this program
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))
+before = peak()
+started = time.perf_counter()
+convert(ConvertConfig(*sys.argv[1:]))
+print(time.perf_counter() - started, before, peak())
+"""
+
+
+def random_model(model: ModelConfig) -> SourceModel:
+    """A model of this shape, its tensors drawn when they are asked for."""
+    vocabulary = get_vocabulary("esm")
+    shapes = our_shapes(model, vocabulary, 1024)
+    infos = {name: TensorInfo(torch.float32, shape) for name, shape in shapes.items()}
+    return SourceModel(DerivedTensors(infos, lambda name: torch.randn(shapes[name])), model, 1024, vocabulary)
+
+
+def converted(*arguments: str) -> tuple[float, float]:
+    """Seconds of a conversion in a process of its own, imports aside, and its peak memory above them in bytes."""
+    done = subprocess.run([sys.executable, "-c", _CONVERT, *arguments], check=True, capture_output=True, text=True)
+    seconds, before, peak = map(float, done.stdout.splitlines()[-1].split())
+    return seconds, (peak - before) * 1024
+
+
+def warm(folder: Path, num_bytes: int) -> None:
+    """Fill and free the page cache that what is timed next will use: memory a virtual machine never had is slow."""
+    subprocess.run(
+        ["dd", "if=/dev/zero", f"of={folder / 'warm'}", "bs=1M", f"count={num_bytes >> 20}"],
+        check=True,
+        stderr=subprocess.DEVNULL,
+    )
+    subprocess.run(["sync", str(folder / "warm")], check=True)
+    (folder / "warm").unlink()
+
+
+def copied(source: Path, target: Path) -> float:
+    """Seconds that ``cp`` takes with the bytes synced to disk, as a conversion does before it shows its folder."""
+    warm(target.parent, source.stat().st_size)
+    started = time.perf_counter()
+    subprocess.run(["cp", str(source), str(target)], check=True)
+    subprocess.run(["sync", str(target)], check=True)
+    seconds = time.perf_counter() - started
+    target.unlink()
+    return seconds
+
+
+def measure(recipe: str, folder: Path, repeats: int) -> dict[str, Any]:
+    """Convert to and fro ``repeats`` times; the best of each is reported."""
+    config = parse_config(PretrainConfig, ["--config", recipe], program="bench", description="", recipes=RECIPES)
+    source = random_model(config.model)
+    (folder / "step").mkdir()
+    write_megatron(source, folder / "step", torch.float32)
+    num_bytes = sum(info.num_bytes for info in source.tensors.infos.values())
+    weights = folder / "step" / "weights" / "__0_0.distcp"
+    seconds: dict[str, list[float]] = {"cp": [], "to_hf": [], "to_megatron": []}
+    peaks: dict[str, float] = {}
+    for _ in range(repeats):
+        seconds["cp"].append(copied(weights, folder / "copy"))
+        for kind, given, made, to in (("to_hf", "step", "hf", "hf"), ("to_megatron", "hf", "back", "megatron")):
+            warm(folder, num_bytes)
+            took, peak = converted(str(folder / given), str(folder / made), to)
+            seconds[kind].append(took)
+            peaks[kind] = max(peak, peaks.get(kind, 0.0))
+        seconds["cp"].append(copied(weights, folder / "copy"))
+        for made in ("hf", "back"):
+            shutil.rmtree(folder / made)
+    best = {kind: min(times) for kind, times in seconds.items()}
+    largest = max(info.num_bytes for info in source.tensors.infos.values())
+    return {
+        "recipe": recipe,
+        "bytes_of_weights": num_bytes,
+        "bytes_of_largest_tensor": largest,
+        "bytes_per_second": {kind: round(num_bytes / time) for kind, time in best.items()},
+        "share_of_cp": {kind: round(best["cp"] / best[kind], 3) for kind in ("to_hf", "to_megatron")},
+        "seconds": {kind: [round(time, 3) for time in times] for kind, times in seconds.items()},
+        "peak_bytes_above_imports": {kind: round(peak) for kind, peak in peaks.items()},
+        "peak_is_within_largest_tensor_plus_1_gb": all(peak <= largest + 1e9 for peak in peaks.values()),
+        "machine": {"processors": os.cpu_count(), "platform": platform.platform(), "torch": torch.__version__},
+    }
+
+
+def main() -> None:
+    """Run and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--recipe", default="esm2_650m")
+    parser.add_argument("--folder", type=Path, default=None, help="where the checkpoints lie meanwhile")
+    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--output", type=Path, default=None)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+        found = measure(options.recipe, Path(folder), options.repeats)
+    print(json.dumps(found, indent=2))
+    if options.output:
+        write_json_atomically(options.output, found)
+
+
+if __name__ == "__main__":
+    main()

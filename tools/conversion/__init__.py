@@ -1,0 +1,1 @@
+"""Checkpoints between Megatron and Hugging Face: readers give tensors by ProteinBert's names, writers take them."""

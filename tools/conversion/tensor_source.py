@@ -1,0 +1,99 @@
+"""What every reader of weights offers: names and shapes at once, tensors one at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+import torch
+
+from megaprot.common.errors import InputError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """Data type and shape of a tensor that is not in memory."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of its elements."""
+        return int(torch.Size(self.shape).numel()) * self.dtype.itemsize
+
+
+class TensorSource(Protocol):
+    """Weights by name; only the one being read is in memory."""
+
+    @property
+    def infos(self) -> Mapping[str, TensorInfo]:
+        """Data type and shape of every tensor."""
+
+    def read(self, name: str) -> torch.Tensor:
+        """Return one whole tensor, contiguous and on the CPU; InputError where its file is damaged."""
+
+
+class DerivedTensors:
+    """Tensors that are computed when asked for, from those of another source."""
+
+    def __init__(self, infos: Mapping[str, TensorInfo], read: Callable[[str], torch.Tensor]) -> None:
+        self.infos, self._read = infos, read
+
+    def read(self, name: str) -> torch.Tensor:
+        """Return one whole tensor."""
+        return self._read(name)
+
+
+def made_ahead(items: Iterator[T]) -> Iterator[T]:
+    """Yield ``items``, each made in a thread while the one before it is used; reading and writing then overlap."""
+    end = object()
+    pool = ThreadPoolExecutor(max_workers=1)
+    try:
+        made = pool.submit(next, items, end)
+        while (item := made.result()) is not end:
+            made = pool.submit(next, items, end)
+            yield item  # type: ignore[misc]
+    finally:
+        pool.shutdown(wait=False)  # whoever takes no more need not wait
+
+
+def require_shapes(found: Mapping[str, TensorInfo], expected: Mapping[str, tuple[int, ...]], where: Path) -> None:
+    """Raise InputError, naming the first tensor, where one is missing or of another shape than the configuration's."""
+    for name, shape in expected.items():
+        if name not in found:
+            raise InputError(f"{where} lacks the tensor {name}; give a whole checkpoint of a masked-language model.")
+        if found[name].shape != shape:
+            raise InputError(
+                f"the tensor {name} of {where} has the shape {list(found[name].shape)}, but its configuration asks for "
+                f"{list(shape)}; restore the configuration it was saved with."
+            )
+
+
+def require_no_others(found: Iterable[str], expected: Mapping[str, tuple[int, ...]], where: Path) -> None:
+    """Raise InputError, naming the first, for a tensor that the configuration knows nothing of (a further layer)."""
+    for name in found:
+        if name not in expected:
+            raise InputError(
+                f"{where} holds the tensor {name}, which its configuration has no place for; restore the configuration "
+                "it was saved with."
+            )
+
+
+def common_dtype(infos: Iterable[TensorInfo], where: Path) -> torch.dtype:
+    """Return the one floating-point type of the weights; raises InputError for a mixture or another type."""
+    found = {info.dtype for info in infos}
+    if len(found) != 1 or not found <= {torch.float32, torch.bfloat16, torch.float16}:
+        listed = ", ".join(sorted(map(str, found)))
+        raise InputError(f"the weights of {where} are {listed}; give them in one of fp32, bf16 and fp16.")
+    return found.pop()
+
+
+def bytes_of(tensor: torch.Tensor) -> memoryview:
+    """Return the elements of a contiguous tensor as bytes, without a copy; writing to them writes to the tensor."""
+    return memoryview(tensor.reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
