@@ -58,7 +58,8 @@ def run(config: PreprocessConfig) -> None:
                 _write_corpora(config)
     except OSError as error:
         raise RunError(
-            f"{config.output}: could not be written ({error.strerror}): make room or choose another folder."
+            f"{error.filename or config.output}: could not be read or written ({error.strerror}): "
+            "make room or choose another folder."
         ) from None
 
 

@@ -152,7 +152,7 @@ def test_a_full_disk_fails_the_run_in_one_sentence_and_leaves_no_folder(tmp_path
     ended = subprocess.run(command, capture_output=True, text=True, preexec_fn=limited_files(1_500_000))
     assert ended.returncode == 1
     assert ended.stderr == (
-        f"megaprot preprocess: error: {output}: could not be written (File too large): "
+        f"megaprot preprocess: error: {output}: could not be read or written (File too large): "
         "make room or choose another folder.\n"
     )
     assert os.listdir(tmp_path) == ["a.fasta"]

@@ -10,7 +10,7 @@ import pytest
 from megaprot.common.errors import InputError
 from megaprot.common.sequence_readers import read_fasta
 from megaprot.tools.preprocess import run
-from megaprot.tools.preprocessing import exclusion
+from megaprot.tools.preprocessing import exclusion, units
 from megaprot.tools.preprocessing.exclusion import batches
 from tests.tools.preprocess_runs import CUT, contents, preprocess, settings, texts, write_fasta
 
@@ -64,6 +64,20 @@ def test_what_is_nearly_excluded_is_left_out_and_reported(tmp_path: Path, capsys
         run(settings([path], tmp_path / "shards", shard=shard, **values))
     run(settings([path], tmp_path / "shards", merge=True, **values))
     assert contents(tmp_path / "shards") == contents(tmp_path / "out")
+
+
+def test_a_large_file_read_in_ranges_leaves_out_and_reports_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sequences = long_sequences(40, seed=5)
+    path = write_fasta(tmp_path / "a.fasta", sequences)
+    test = write_fasta(tmp_path / "test.fasta", [near(sequences[3], 1), sequences[30]])
+    values: dict[str, Any] = {"exclude": {"files": [test]}, "split": {"valid": 0.2}}
+    preprocess([path], tmp_path / "whole", **values)
+    monkeypatch.setattr(units, "UNIT_BYTES", 1_000)
+    preprocess([path], tmp_path / "ranges", **values)
+    assert contents(tmp_path / "ranges") == contents(tmp_path / "whole")
+    assert len((tmp_path / "ranges" / "excluded.tsv").read_text().splitlines()) == 1 + 2
 
 
 def test_appended_corpora_keep_the_report_of_the_old(tmp_path: Path) -> None:

@@ -79,7 +79,8 @@ def merge(parts: list[Part], settings: MergeSettings, output: Path, work: Path) 
         _sum_up(result, parts, sources)
         if settings.exclusion["files"]:
             old_reports = [corpus.prefix.with_name(REPORT_NAME) for corpus in list(settings.old.values())[:1]]
-            write_report([*old_reports, *(part.folder / "excluded" for part in parts)], output / REPORT_NAME)
+            new_reports = [part.folder / "excluded" for part in parts if part.report.num_excluded]
+            write_report([*old_reports, *new_reports], output / REPORT_NAME)
         for name, writer in result.writers.items():
             keys = np.fromfile(work / name, dtype=np.uint64) if cluster_files else NO_CLUSTERS
             writer.finish(_provenance(name, settings, result, sources), keys)
