@@ -20,16 +20,14 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import numpy as np
 import torch
-from measure import CUT, compared, rates_in_turn, record
-from numpy.typing import NDArray
+from corpora import ESM, write_corpora
+from measure import compared, rates_in_turn, record
 
 from megaprot.common.masking import MaskingConfig, masked_capacity
 from megaprot.common.packing import to_tensors
 from megaprot.common.packing_plan import plan_epoch
 from megaprot.common.quiet import quiet
-from megaprot.common.sequence_readers import read_fasta
-from megaprot.common.vocabulary import get_vocabulary
-from megaprot.pretrain.corpus import Corpus, CorpusWriter
+from megaprot.pretrain.corpus import Corpus
 from megaprot.pretrain.rows import RowShape
 from megaprot.pretrain.stream import TrainingStream
 
@@ -38,29 +36,8 @@ from megatron.core.datasets.bert_dataset import BERTMaskedWordPieceDataset, BERT
 from megatron.core.datasets.indexed_dataset import IndexedDataset
 from megatron.core.datasets.utils import Split
 
-ESM = get_vocabulary("esm")
 PFAM_SEQUENCES = 34_353_433
 PEER_TOKENS = 512
-
-
-def like_uniref(num_sequences: int) -> NDArray[np.int64]:
-    """Log-normal lengths of mean 340, as UniRef has them."""
-    return np.random.default_rng(0).lognormal(np.log(340) - 0.32, 0.8, num_sequences).astype(np.int64) + 1
-
-
-def write_corpora(folder: Path) -> dict[str, Corpus]:
-    """Write the shipped cut, and random residues of UniRef-like lengths."""
-    generator = np.random.default_rng(1)
-    cut = CorpusWriter(folder / "pfam", ESM)
-    for sequence in read_fasta(CUT):
-        cut.add(ESM.encode(sequence.sequence)[0])
-    uniref = CorpusWriter(folder / "uniref", ESM)
-    lengths = like_uniref(20_000).astype(np.int32)
-    residues = generator.integers(4, 24, lengths.sum(), dtype=np.uint8)
-    uniref.add_block(residues, lengths, np.full(len(lengths), -1, np.int32))
-    for writer in (cut, uniref):
-        writer.finish({})
-    return {name: Corpus.open(folder / name) for name in ("pfam", "uniref")}
 
 
 def ours(corpus: Corpus, row_tokens: int) -> tuple[Callable[[], int], float]:
