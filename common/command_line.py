@@ -121,6 +121,8 @@ def _split_flags(argv: Sequence[str]) -> list[tuple[str, list[str]]]:
     """Split ``--name value ...`` and ``--name=value`` into (name as declared, values), in order."""
     flags: list[tuple[str, list[str]]] = []
     for token in argv:
+        if not _is_unicode(token):
+            raise InputError(f"the argument {token!a} is no UTF-8 text, which all that is written is: rename it")
         if token == "-h":
             flags.append(("help", []))
         elif re.match(r"--[^\s=]", token):
@@ -133,6 +135,15 @@ def _split_flags(argv: Sequence[str]) -> list[tuple[str, list[str]]]:
         else:
             raise InputError(f"unexpected argument {token!r}; every value follows a flag, and --help lists the flags")
     return flags
+
+
+def _is_unicode(text: str) -> bool:
+    """Tell whether an argument, of whose bytes Python makes surrogates where they are no UTF-8, can be written."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _read_flags(flags: list[tuple[str, list[str]]], keys: dict[str, ConfigKey]) -> dict[str, _Given]:

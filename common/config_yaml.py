@@ -67,9 +67,15 @@ def values_to_yaml(values: dict[str, Any]) -> str:
 
     # text that the reader above would take for a number is put in quotes
     Dumper.add_implicit_resolver(_FLOAT_TAG, _NUMBER, list(_NUMBER_STARTS))
+    # a line end such as U+0085 comes back as a space unless it is escaped, which only double quotes allow
+    Dumper.add_representer(str, _represent_text)
     Dumper.add_representer(list, lambda dumper, data: dumper.represent_sequence("tag:yaml.org,2002:seq", data, True))
     tree = nested({name: _plain(value) for name, value in values.items()})
     return yaml.dump(tree, Dumper=Dumper, sort_keys=False, default_flow_style=False, allow_unicode=True, width=10**6)
+
+
+def _represent_text(dumper: Any, text: str) -> Any:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=None if text.isprintable() else '"')
 
 
 def _plain(value: Any) -> Any:

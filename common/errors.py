@@ -20,3 +20,12 @@ class RunError(MegaprotError):
     """The run itself failed: too many skipped steps, a lost process, a save that could not be written (exit 1)."""
 
     exit_status = 1
+
+
+class LostPeersError(RunError):
+    """Another process of the run failed or went away, and this one cannot go on: not the cause, but a victim (exit 3).
+
+    Launchers name the cause, and start all again.
+    """
+
+    exit_status = 3

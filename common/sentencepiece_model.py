@@ -57,7 +57,9 @@ def train(sequences: Iterable[str], size: int) -> bytes:
         )  # fmt: skip
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1].rpartition("] ")[2]
-        raise InputError(f"{size} pieces cannot be trained from these sequences ({reason}): lower size.") from None
+        raise InputError(
+            f"{size} pieces cannot be trained from these sequences ({reason}): lower size or add sequences."
+        ) from None
     return model.getvalue()
 
 

@@ -80,11 +80,21 @@ class TapeJsonReader(RowReader):
     """TAPE's raw records, as one JSON list of objects or as JSON lines; see ``tape_row``."""
 
     def _rows(self) -> Iterator[Row]:
-        for line, text in self._objects():
+        for line, record in self.records():
             try:
-                yield tape_row(line, _decoded(text))
+                yield tape_row(line, record)
             except BadRow as error:
                 self.report(line, str(error))
+
+    def records(self) -> Iterator[tuple[int, Any]]:
+        """Yield (line, decoded record) of each object, labels and all; report what is no JSON."""
+        for line, text in self._objects():
+            try:
+                record = _decoded(text)
+            except BadRow as error:
+                self.report(line, str(error))
+            else:
+                yield line, record
 
     def _objects(self) -> Iterator[tuple[int, bytes]]:
         """Yield (line, text) of each object, decoded by whoever asks for it."""

@@ -47,6 +47,21 @@ class ParquetReader(TableReader):
         if not num_before:
             raise InputError(f"{self.name}: is empty: give a file with at least one sequence.")
 
+    def records(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Yield (row from 1, all cells by column) of each row."""
+        arrow, parquet = self._libraries()
+        self.source.opened().close()
+        number = 0
+        try:
+            with parquet.ParquetFile(self.path) as file:
+                self.check_columns(file.schema_arrow.names)
+                for batch in file.iter_batches(_BATCH_ROWS, use_threads=False):
+                    for number, record in enumerate(batch.to_pylist(), start=number + 1):
+                        yield number, record
+        except (arrow.ArrowException, OSError) as error:
+            reason = str(error).split("\n")[0]
+            raise InputError(f"{self.name}: is damaged or no parquet file ({reason}): copy it again.") from None
+
     def _table_rows(self, num_before: int, *columns: Texts) -> Iterator[Row]:
         for line, cells in enumerate(zip(*map(_cells, columns), strict=True), start=num_before + 1):
             if row := self.table_row(line, *cells):

@@ -91,6 +91,8 @@ class Source:
     def opened(self) -> Any:
         """Return the stored bytes as an unbuffered stream; raises InputError where they cannot be opened."""
         if self.path == "-":
+            if sys.stdin is None:
+                raise InputError("standard input: is closed: pipe sequences into it, or name a file.")
             return sys.stdin.buffer
         try:
             return open(self.path, "rb", buffering=0)

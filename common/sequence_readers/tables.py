@@ -65,6 +65,16 @@ class SeparatedReader(TableReader, RowReader):
     quoting: Literal[0, 3] = csv.QUOTE_MINIMAL
 
     def _rows(self) -> Iterator[Row]:
+        names = vars(self.columns).values()
+        for number, record in self.records():
+            found = [record[name].encode("utf-8", "surrogateescape") if name else b"" for name in names]
+            sequence, identifier, family = found
+            made = self.table_row(number, sequence, identifier if self.columns.identifier else b"%d" % number, family)
+            if made:
+                yield made
+
+    def records(self) -> Iterator[tuple[int, dict[str, str]]]:
+        """Yield (line, all cells by column) of each row; report those with another number of columns."""
         with self.source.content() as stream:
             text = io.TextIOWrapper(stream, "utf-8-sig", errors="surrogateescape", newline="")
             table = csv.reader(text, delimiter=self.separator, quoting=self.quoting, strict=True)
@@ -73,16 +83,11 @@ class SeparatedReader(TableReader, RowReader):
             if not names:
                 return
             self.check_columns(names)
-            places = [names.index(name) if name else -1 for name in vars(self.columns).values()]
             for number, row in cells:
-                if len(row) != len(names):
+                if len(row) == len(names):
+                    yield number, dict(zip(names, row, strict=True))
+                else:
                     self.report(number, f"the row has {len(row)} columns, the first line names {len(names)}")
-                    continue
-                found = [row[place].encode("utf-8", "surrogateescape") if place >= 0 else b"" for place in places]
-                sequence, identifier, family = found
-                made = self.table_row(number, sequence, identifier if places[1] >= 0 else b"%d" % number, family)
-                if made:
-                    yield made
 
     def _cells(self, table: Any) -> Iterator[tuple[int, list[str]]]:
         """Yield (number of its first line, cells) of each row that is not blank; report what cannot be split."""

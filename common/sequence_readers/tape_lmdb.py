@@ -30,6 +30,14 @@ class TapeLmdbReader(RowReader):
         return f"{self.name}, record {line}"
 
     def _rows(self) -> Iterator[Row]:
+        for number, record in self.records():
+            try:
+                yield tape_row(number, record)
+            except BadRow as error:
+                self.report(number, str(error))
+
+    def records(self) -> Iterator[tuple[int, Any]]:
+        """Yield (number, decoded record) of each entry, labels and all; report what is missing or no plain pickle."""
         library = self._library()
         path = Path(self.path)
         stored = path / DATA_FILE if path.is_dir() else path
@@ -43,25 +51,20 @@ class TapeLmdbReader(RowReader):
                 self._check_size(environment, stored.stat().st_size)
                 num_records = self._num_records(transaction, environment.stat()["entries"])
                 for number in range(num_records):
-                    row = self._row(number, transaction.get(b"%d" % number))
-                    if row:
-                        yield row
+                    value = transaction.get(b"%d" % number)
+                    try:
+                        record = loads_restricted(value) if value is not None else None
+                    except BadPickle as error:
+                        self.report(number, f"the record {error}")
+                    else:
+                        if value is None:
+                            self.report(number, "the record is missing")
+                        else:
+                            yield number, record
                     if number % _ROWS_BETWEEN_CHECKSUMS == 0:
                         pass_over(number / num_records)
         except library.Error as error:
             raise InputError(f"{self.name}: is damaged or no LMDB ({error}): copy it again.") from None
-
-    def _row(self, number: int, value: memoryview | None) -> Row | None:
-        """Return a record's row, or None after reporting what is wrong with it."""
-        try:
-            if value is None:
-                raise BadRow("the record is missing")
-            return tape_row(number, loads_restricted(value))
-        except BadPickle as error:
-            self.report(number, f"the record {error}")
-        except BadRow as error:
-            self.report(number, str(error))
-        return None
 
     def _library(self) -> Any:
         if self.path == "-":

@@ -239,6 +239,7 @@ def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
         (["--model", "3"], "--model is a section, not a key; give its keys, such as --model.hidden_size"),
         (["stray"], "unexpected argument 'stray'"),
         (["-n", "3"], "unknown flag '-n'; flags start with two dashes"),
+        (["--name", "caf\udce9"], r"the argument 'caf\udce9' is no UTF-8 text"),
         (["--config"], "--config takes a file or a recipe's name, but got none"),
     ],
 )
@@ -278,6 +279,14 @@ def test_print_config_prints_yaml_that_reads_back_to_the_same(
         "layout": [1, 2],
         "betas": [0.9, 0.98],
     }
+
+
+@pytest.mark.parametrize("text", ["\x85", "a\x85b", "a\u2028 b", "a\u2029", "a\n b\n", "\r", "\t", "\ufeff"])
+def test_line_ends_and_control_characters_come_back(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(config_to_yaml(Config(name=text)), encoding="utf-8")
+    assert parse("--config", str(file)).name == text
+    assert yaml.safe_load(file.read_text(encoding="utf-8"))["name"] == text
 
 
 @given(

@@ -156,7 +156,9 @@ def test_long_sequences_are_trained_on_too() -> None:
 
 
 def test_more_pieces_than_there_are_is_refused() -> None:
-    with pytest.raises(InputError, match=r"5000 pieces cannot be trained from these sequences \(.+\): lower size"):
+    with pytest.raises(
+        InputError, match=r"5000 pieces cannot be trained from these sequences \(.+\): lower size or add sequences"
+    ):
         sentencepiece_model.train(["ACDACD"], 5000)
 
 

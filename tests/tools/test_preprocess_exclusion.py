@@ -97,6 +97,11 @@ def test_what_cannot_be_excluded_is_refused(tmp_path: Path) -> None:
     (tmp_path / "bad.fasta").write_text(">t\nMK7\n")
     with pytest.raises(InputError, match=r"bad\.fasta:1: record 't' holds '7' at position 3: correct it"):
         preprocess([path], tmp_path / "out", exclude={"files": [str(tmp_path / "bad.fasta")]})
+    (tmp_path / "bad.fasta").write_text(">t\n>u\nMKT\n")
+    with pytest.raises(InputError, match=r"bad\.fasta:1: record 't' has no sequence: correct it, since it could not"):
+        preprocess([path], tmp_path / "out", exclude={"files": [str(tmp_path / "bad.fasta")]}, on_bad_record="skip")
+    with pytest.raises(InputError, match="all were skipped, excluded or duplicates"):
+        preprocess([path], tmp_path / "out", exclude={"files": [path]})
     with pytest.raises(InputError, match=r"exclude\.identity is 0\.2"):
         preprocess([path], tmp_path / "out", exclude={"files": [path], "identity": 0.2})
     with pytest.raises(InputError, match=r"c\.fasta: is missing"):

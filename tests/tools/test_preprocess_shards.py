@@ -107,7 +107,14 @@ def test_shards_that_do_not_belong_together_are_not_merged(tmp_path: Path, input
     run(settings(inputs, output, shard="1/2"))
     with pytest.raises(InputError, match=r"out: its shards were made with another 'split\.seed': merge with the same"):
         run(settings(inputs, output, merge=True, split={"seed": 5}))
-    (output / "shard-00001-of-00002" / "part-000001" / "report.json").write_text("{")
+    part = output / "shard-00001-of-00002" / "part-000001"
+    for name in ("ids", "lengths", "hashes"):
+        content = (part / name).read_bytes()
+        (part / name).write_bytes(content[:-1])
+        with pytest.raises(InputError, match=rf"part-000001: is damaged \('{name}' is truncated\)"):
+            run(merge)
+        (part / name).write_bytes(content)
+    (part / "report.json").write_text("{")
     with pytest.raises(InputError, match=r"part-000001: is damaged"):
         run(merge)
     assert sorted(path.name for path in output.iterdir()) == ["shard-00000-of-00002", "shard-00001-of-00002"]

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from megaprot.common.sentencepiece_model import RESIDUE_LETTERS, SMALLEST_SIZE
 from megaprot.common.vocabulary import get_vocabulary
 from megaprot.tools import cli
 
@@ -43,6 +44,18 @@ def test_sequences_go_through_the_letter_policy(tmp_path: Path) -> None:
         assert vocabulary("--input", tmp_path / f"{name}.fasta", "--output", output, "--size", 40) == 0
         models.append(output.read_bytes())
     assert models[0] == models[1]
+
+
+@pytest.mark.parametrize("letters", ["ACDEFGHIKLMNPQRSTVWY", "AC"])
+def test_letters_that_no_sequence_has_are_tokens_too(tmp_path: Path, letters: str) -> None:
+    (tmp_path / "a.fasta").write_text(">a\n" + letters * 40 + "\n")
+    given = ("--input", tmp_path / "a.fasta", "--output", tmp_path / "a.model", "--size", SMALLEST_SIZE)
+    assert vocabulary(*given) == 0
+    trained = get_vocabulary(str(tmp_path / "a.model"))
+    assert set(RESIDUE_LETTERS) <= set(trained.tokens)
+    ids, changes = trained.encode(b"BOUZX")
+    assert "".join(trained.tokens[index] for index in ids) == "BOUZX"
+    assert not changes
 
 
 def test_bad_records_stop_or_are_skipped_and_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -70,14 +70,11 @@ def read_excluded(config: ExcludeConfig, vocabulary: Vocabulary) -> tuple[Exclud
     files = []
     for path in config.files:
         check_exists(path, "auto")
-        reader = open_sequences(path)
+        reader = open_sequences(path, on_bad_record=_stop)
         for block in reader.blocks():
             encoded = letters_of.encode_block(block.letters, block.bounds)
             for record, reason in encoded.bad:
-                raise InputError(
-                    f"{reader.where(int(block.lines[record]))}: record '{block.identifier(record)}' {reason}: "
-                    "correct it, since it could not be excluded."
-                )
+                _stop(f"{reader.where(int(block.lines[record]))}: record '{block.identifier(record)}' {reason}")
             ids.append(encoded.ids)
             lengths.append(np.diff(encoded.bounds))
             identifiers += [block.identifier(int(record)) for record in encoded.kept]
@@ -87,6 +84,10 @@ def read_excluded(config: ExcludeConfig, vocabulary: Vocabulary) -> tuple[Exclud
     excluded = Excluded(np.concatenate(ids), bounds, identifiers, letters_of, config.identity, method)
     used = excluded.search().method if method == "mmseqs" else method  # its version is worth knowing
     return excluded, {"files": files, "identity": config.identity, "method": used}
+
+
+def _stop(message: str) -> None:
+    raise InputError(f"{message}: correct it, since it could not be excluded.")
 
 
 def batches(blocks: Iterator[SequenceBlock], num_letters: int) -> Iterator[SequenceBlock]:

@@ -75,7 +75,10 @@ def merge(parts: list[Part], settings: MergeSettings, output: Path, work: Path) 
             for part, is_duplicate in zip(parts, duplicates, strict=True):
                 _add_part(part, is_duplicate, splitter, result.writers, cluster_files)
         check_splits(result.writers, splitter)
-        sources = [_source_entry(path, number, parts, duplicates) for number, path in enumerate(settings.sources)]
+        of_source: list[list[tuple[Part, NDArray[np.bool_]]]] = [[] for _ in settings.sources]
+        for part, is_duplicate in zip(parts, duplicates, strict=True):
+            of_source[part.report.source].append((part, is_duplicate))
+        sources = list(map(_source_entry, settings.sources, of_source))
         _sum_up(result, parts, sources)
         if settings.exclusion["files"]:
             old_reports = [corpus.prefix.with_name(REPORT_NAME) for corpus in list(settings.old.values())[:1]]
@@ -165,7 +168,9 @@ def check_splits(writers: dict[str, CorpusWriter], splitter: Splitter) -> None:
     """Raise InputError for a split that was asked for and got no sequence."""
     config = splitter.config
     if not any(writer.num_sequences for writer in writers.values()):
-        raise InputError("no input file holds a sequence that can be used: see the skipped records above.")
+        raise InputError(
+            "no input file holds a sequence that can be used: all were skipped, excluded or duplicates of old ones."
+        )
     for name, writer in writers.items():
         if writer.num_sequences:
             continue
@@ -178,11 +183,10 @@ def check_splits(writers: dict[str, CorpusWriter], splitter: Splitter) -> None:
         raise InputError(f"split '{name}' got no sequence from so few {keys}: {fraction} or change split.seed.")
 
 
-def _source_entry(path: str, number: int, parts: list[Part], duplicates: list[NDArray[np.bool_]]) -> dict[str, Any]:
-    """Return what the manifest says of one input; its parts are those of its ranges, or the only one."""
-    of_source = [(part, drops) for part, drops in zip(parts, duplicates, strict=True) if part.report.source == number]
-    reports = [part.report for part, _ in of_source]
-    num_duplicates = int(sum(np.count_nonzero(drops) for _, drops in of_source))
+def _source_entry(path: str, parts: list[tuple[Part, NDArray[np.bool_]]]) -> dict[str, Any]:
+    """Return what the manifest says of one input, which its ``parts``, each with its duplicates, were made of."""
+    reports = [part.report for part, _ in parts]
+    num_duplicates = int(sum(np.count_nonzero(is_duplicate) for _, is_duplicate in parts))
     return {
         "path": path,
         "num_bytes": sum(report.num_bytes for report in reports),

@@ -55,6 +55,7 @@ class PartReport:
 
     source: int
     num_sequences: int = 0
+    num_ids: int = 0
     num_skipped: int = 0
     num_excluded: int = 0
     changes: dict[str, int] = field(default_factory=dict)
@@ -136,6 +137,7 @@ class PartMaker:
                     kept = self._without_excluded(kept, block, reader, report, streams["excluded"])
                 self._append(kept, block, streams)
                 report.num_sequences += len(kept.lengths)
+                report.num_ids += len(kept.ids)
                 on_progress(reader.num_bytes)
         on_progress(reader.num_bytes)
         report.changes, report.num_skipped, report.bad_records = dict(changes), bad.num_skipped, bad.messages
@@ -214,7 +216,7 @@ class PartBlock:
 
 
 class Part:
-    """A part on disk. Raises InputError where its report is damaged."""
+    """A part on disk. Raises InputError where its report is damaged or a file of another size than it says."""
 
     def __init__(self, folder: Path, vocabulary: Vocabulary, has_identifiers: bool) -> None:
         self.folder = folder
@@ -222,6 +224,10 @@ class Part:
         self.has_identifiers = has_identifiers
         try:
             self.report = PartReport(**json.loads((folder / "report.json").read_text()))
+            for name in self._names:
+                num_items = self.report.num_ids if name == "ids" else self.report.num_sequences
+                if (folder / name).stat().st_size != num_items * self._type(name).itemsize:
+                    raise ValueError(f"'{name}' is truncated")
         except (OSError, ValueError, TypeError) as error:
             raise InputError(
                 f"{folder}: is damaged ({error}): remove its shard folder and run the shard again."
@@ -229,7 +235,7 @@ class Part:
 
     def column(self, name: str) -> NDArray[Any]:
         """Return ``ids`` or another column, mapped."""
-        dtype = self.id_type if name == "ids" else COLUMN_TYPES[name]
+        dtype = self._type(name)
         if self.report.num_sequences == 0:  # no file of no bytes can be mapped
             return np.empty(0, dtype=dtype)
         return np.memmap(self.folder / name, dtype=dtype, mode="r").view(np.ndarray)
@@ -248,6 +254,9 @@ class Part:
                     yield PartBlock(ids=ids, **{"identifiers": np.empty(0, dtype=np.uint64), **cut})
                 if len(columns["lengths"]) < BLOCK_RECORDS:
                     return
+
+    def _type(self, name: str) -> np.dtype[Any]:
+        return self.id_type if name == "ids" else np.dtype(COLUMN_TYPES[name])
 
     @property
     def _names(self) -> list[str]:

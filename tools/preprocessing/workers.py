@@ -31,8 +31,9 @@ def write_parts(units: list[Unit], settings: PartSettings, folder: Path, num_wor
     sizes = {unit.path: num_bytes(unit.path) for unit in units}
     total = None if STANDARD_INPUT in sizes else _num_bytes_of(units)
     with tqdm(total=total, desc="preprocess", unit="B", unit_scale=True, disable=None) as progress:
-        here = [unit for unit in units if unit.path == STANDARD_INPUT or num_workers == 1 or len(units) == 1]
-        there = [unit for unit in units if unit not in here]
+        all_here = num_workers == 1 or len(units) == 1
+        here = [unit for unit in units if all_here or unit.path == STANDARD_INPUT]
+        there = [unit for unit in units if not all_here and unit.path != STANDARD_INPUT]
         maker = PartMaker(settings)
         for unit in here:
             start = int(progress.n)

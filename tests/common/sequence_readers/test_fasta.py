@@ -213,6 +213,12 @@ def test_standard_input_is_read(monkeypatch: pytest.MonkeyPatch, stored: bytes) 
     assert [record.sequence for record in read_fasta("-")] == [b"MKTAYIAKQRQISFVK", b"AFQF"]
 
 
+def test_a_closed_standard_input_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(InputError, match="standard input: is closed"):
+        next(read_fasta("-"))
+
+
 def test_a_byte_order_mark_is_no_part_of_the_first_header(tmp_path: Path) -> None:
     assert next(read_fasta(write(tmp_path / "file", b"\xef\xbb\xbf" + PFAM))).identifier == "A0A087X1C5_HUMAN/12-80"
 
