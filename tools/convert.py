@@ -22,7 +22,8 @@ class ConvertConfig:
         dtype: Data type of the weights written.
         verify: Run random sequences through source and result, print the largest difference, and write nothing where it
             is above 1e-4 of the largest output; needs transformers and memory for both models.
-        vocabulary: Vocabulary of a source that does not say it: ``esm``, ``iupac`` or ``proteinlm``.
+        vocabulary: Vocabulary of a source that does not say it: ``esm``, ``iupac``, ``proteinlm`` or a SentencePiece
+            model, a file ``*.model``.
         licence: Licence of the weights for the model card, such as ``cc-by-4.0``.
         legacy_version: ``checkpoint_version`` of a Megatron-LM checkpoint that does not say it: 0, 1.0, 2.0 or 3.0; -1
             is none given.

@@ -9,6 +9,7 @@ import torch
 
 from megaprot.common.errors import InputError, RunError
 from megaprot.common.files import folder_written_whole, require_absent_or_empty
+from megaprot.common.vocabulary import get_vocabulary
 from megaprot.pretrain.config import ParallelConfig
 from megaprot.pretrain.engine import PRECISIONS
 from megaprot.pretrain.validation import check_model
@@ -44,7 +45,7 @@ def convert(config: ConvertConfig) -> None:
             return
         source = _read(config, given)
         check_model(source.model, ParallelConfig())
-        if config.vocabulary not in ("", source.vocabulary.name):
+        if config.vocabulary and get_vocabulary(config.vocabulary) != source.vocabulary:
             raise InputError(f"{given} has the vocabulary {source.vocabulary.name}; leave out --vocabulary.")
         with folder_written_whole(output) as partial:
             lines = _write(config, given, source, partial)
@@ -78,7 +79,6 @@ def _read(config: ConvertConfig, given: Path) -> SourceModel:
 
 def _write(config: ConvertConfig, given: Path, source: SourceModel, folder: Path) -> list[str]:
     """Write the result into ``folder`` and return lines about it for the terminal."""
-    source.vocabulary.require_per_residue("megaprot convert")
     saved = source.tensors.infos[WORDS].dtype
     dtype = saved if config.dtype == "as_saved" else PRECISIONS[config.dtype]
     if config.to == "megatron":
@@ -99,27 +99,29 @@ def _compare(config: ConvertConfig, given: Path, source: SourceModel, folder: Pa
         RunError: ``--verify`` found another difference.
     """
     # MegatronBert has the layers' activation in its LM head too; ProteinBert has erf there.
-    heads_differ = source.model.activation == "gelu_tanh" and source.tanh_head == (config.to == "megatron")
+    is_tanh = source.model.activation == "gelu_tanh"
+    heads_differ = is_tanh and source.tanh_head == (config.to == "megatron")
     if not (config.verify or heads_differ):
         return []
     sequences = verify.random_sequences(source.vocabulary, source.num_positions)
     ours = source if config.to == "hf" else read_megatron(folder)
     outputs = verify.run_megatron(ours, dtype, sequences)
+    as_theirs = verify.with_tanh_head(ours, dtype, outputs) if is_tanh else outputs
     lines = []
     if config.verify:
         theirs = folder if config.to == "hf" else given
-        other = (
-            verify.run_hugging_face(theirs, dtype, sequences)
+        line = (
+            verify.require_equal(as_theirs, verify.run_hugging_face(theirs, dtype, sequences))
             if (theirs / CONFIG).is_file()
-            else verify.run_megatron(source, dtype, sequences)
+            else verify.require_equal(outputs, verify.run_megatron(source, dtype, sequences))
         )
-        lines.append(verify.require_equal(outputs, other, not heads_differ))
+        lines.append(line + (" (with the same GELU in both LM heads)" if heads_differ else ""))
     if heads_differ:
         now, before = ("tanh", "erf") if config.to == "hf" else ("erf", "tanh")
         lines.append(
             f"the LM head had {before} GELU in the source and has {now} in the result, whose class knows no other; on "
-            f"random sequences its logits change by at most {verify.head_difference(ours, outputs)}, the last hidden "
-            "states do not."
+            f"random sequences its logits change by at most {verify.difference(outputs.logits, as_theirs.logits)}, the "
+            "last hidden states do not."
         )
     return lines
 

@@ -121,6 +121,10 @@ def model_of(
     _require(not config.get("emb_layer_norm_before"), folder, "emb_layer_norm_before set")
     _require(not config.get("is_folding_model"), folder, "is_folding_model set")
     _require(config.get("rope_theta", _ROTARY_BASE) == _ROTARY_BASE, folder, "another base of rotary positions")
+    # transformers' ESM tells padding (for learned positions) and masks (for token dropout) by these ids.
+    pad, mask = config.get("pad_token_id"), config.get("mask_token_id")
+    _require(architecture is not ESM or positions == "rotary" or pad == vocabulary.pad, folder, f"pad_token_id {pad}")
+    _require(not config.get("token_dropout") or mask == vocabulary.mask, folder, f"mask_token_id {mask}")
     activation = config.get("hidden_act", "gelu") if architecture is MEGATRON_BERT else "gelu"
     _require(activation in ("gelu", *_TANH), folder, f"the activation {activation!r}")
     try:

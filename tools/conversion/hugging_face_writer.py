@@ -93,8 +93,9 @@ def write_weights(source: SourceModel, folder: Path, dtype: torch.dtype, shard_b
 
     def tensors() -> Iterator[tuple[str, Tensor]]:
         for rule in table:
-            for name, tensor in zip(rule.theirs, _their_tensors(source, architecture, rule, extra), strict=True):
-                yield name, tensor.to(dtype)
+            parts = list(_their_tensors(source, architecture, rule, extra))
+            for name in rule.theirs:
+                yield name, parts.pop(0).to(dtype)  # nothing is kept of a tensor that has been written
         yield from beside.items()
 
     infos |= {name: TensorInfo(tensor.dtype, tuple(tensor.shape)) for name, tensor in beside.items()}

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
+from concurrent.futures import Future as ThreadFuture
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal, NoReturn
 
@@ -18,6 +21,7 @@ from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
 from megaprot.common.errors import MegaprotError, RunError
+from megaprot.common.files import BLOCK_BYTES
 from megaprot.pretrain import checkpoint
 from megaprot.pretrain.checkpoint import TrainingState
 from megaprot.pretrain.config import DataConfig, PretrainConfig, RunConfig, TrainConfig
@@ -34,6 +38,32 @@ _PRECISIONS: dict[torch.dtype, Literal["fp32", "bf16", "fp16"]] = {
 SHARD = "__0_0.distcp"  # as torch names what rank 0 writes
 
 
+class _RunningChecksum:
+    """SHA-256 of a file that is being written, computed in a thread behind its writer, on what it has flushed."""
+
+    def __init__(self, path: Path) -> None:
+        self._digest, self._stream = hashlib.sha256(), path.open("rb", buffering=0)
+        self._pool = ThreadPoolExecutor(max_workers=1)
+        self._taken: list[ThreadFuture[None]] = []
+
+    def follow(self, num_bytes: int) -> None:
+        """Take the next ``num_bytes`` of the file."""
+        self._taken.append(self._pool.submit(self._take, num_bytes))
+
+    def _take(self, num_bytes: int) -> None:
+        while num_bytes and (block := self._stream.read(min(num_bytes, BLOCK_BYTES))):
+            self._digest.update(block)
+            num_bytes -= len(block)
+
+    def finish(self) -> str:
+        """Return the digest in hexadecimal when all that was asked for has been taken; raises OSError if it was not."""
+        self._pool.shutdown()
+        self._stream.close()
+        for taken in self._taken:
+            taken.result()
+        return self._digest.hexdigest()
+
+
 class _Writer(FileSystemWriter):
     """torch's writer, except that it reads each tensor when it comes to it, and lets go of it then.
 
@@ -45,6 +75,7 @@ class _Writer(FileSystemWriter):
     def __init__(self, weights: Path, read: Callable[[str], Tensor]) -> None:
         super().__init__(weights, sync_files=False)
         self.weights, self.read = weights, read
+        self.shard_sha256 = ""
 
     def storage_meta(self) -> StorageMeta:
         """Return what the index says of the folder: nothing, since its name is a temporary one."""
@@ -54,11 +85,18 @@ class _Writer(FileSystemWriter):
         """Write the tensors of a plan one after another into one file."""
         results = []
         with (self.weights / SHARD).open("wb") as stream:
-            for index, tensor in made_ahead((item.index, self.read(item.index.fqn)) for item in plan.items):
-                start = stream.tell()
-                torch.save(tensor, stream)
-                length = stream.tell() - start
-                results.append(WriteResult(index, length, _StorageInfo(SHARD, start, length)))
+            checksum = _RunningChecksum(self.weights / SHARD)
+            try:
+                for index, tensor in made_ahead((item.index, self.read(item.index.fqn)) for item in plan.items):
+                    start = stream.tell()
+                    torch.save(tensor, stream)
+                    stream.flush()
+                    length = stream.tell() - start
+                    checksum.follow(length)
+                    results.append(WriteResult(index, length, _StorageInfo(SHARD, start, length)))
+                    del tensor  # before the next is made
+            finally:
+                self.shard_sha256 = checksum.finish()
         future: Future[list[WriteResult]] = Future()
         future.set_result(results)
         return future
@@ -88,10 +126,11 @@ def write_megatron(source: SourceModel, folder: Path, dtype: torch.dtype) -> Non
     weights = folder / checkpoint.WEIGHTS
     weights.mkdir()
     shapes = our_shapes(source.model, source.vocabulary, source.num_positions)
+    writer = _Writer(weights, lambda name: source.tensors.read(name).to(dtype))
     try:
         torch_checkpoint.save(
             {name: torch.empty(shape, dtype=dtype, device="meta") for name, shape in shapes.items()},
-            storage_writer=_Writer(weights, lambda name: source.tensors.read(name).to(dtype)),
+            storage_writer=writer,
             no_dist=True,
         )
     except CheckpointException as error:
@@ -100,7 +139,7 @@ def write_megatron(source: SourceModel, folder: Path, dtype: torch.dtype) -> Non
     backends = {"sharded_backend": "torch_dist", "sharded_backend_version": 1}
     backends |= {"common_backend": "torch", "common_backend_version": 1}
     (weights / "metadata.json").write_text(json.dumps(backends), encoding="utf-8")
-    files = [str(path.relative_to(folder)) for path in weights.iterdir()]
+    files = [str(path.relative_to(folder)) for path in weights.iterdir() if path.name != SHARD]
     if source.carried:
         infos = {name: TensorInfo(tensor.dtype, tuple(tensor.shape)) for name, tensor in source.carried.items()}
         write_file(folder / CARRIED, source.carried.items(), infos, {"architecture": source.architecture})
@@ -111,6 +150,7 @@ def write_megatron(source: SourceModel, folder: Path, dtype: torch.dtype) -> Non
         train=TrainConfig(precision=_PRECISIONS[dtype]),
         run=RunConfig(dir=""),
     )
-    checkpoint.describe(
-        folder, checkpoint.sizes_and_checksums(folder, files), TrainingState(), config, source.vocabulary
-    )
+    shard = weights / SHARD
+    entries = {str(shard.relative_to(folder)): {"num_bytes": shard.stat().st_size, "sha256": writer.shard_sha256}}
+    entries |= checkpoint.sizes_and_checksums(folder, files)
+    checkpoint.describe(folder, entries, TrainingState(), config, source.vocabulary)

@@ -13,9 +13,11 @@ from megaprot.tools.conversion.names import Architecture
 from megaprot.tools.conversion.source_model import SourceModel
 
 _UNRECORDED = "Not recorded."
+_LETTERS = "One token a residue."
+_PIECES = "Pieces of several residues by byte-pair encoding; `vocabulary.model` is the SentencePiece model."
 _TOKENIZER = (
-    "One token a residue. Lower case is read as upper case; white space is removed; `*`, `-` and `.` are dropped at "
-    "the ends and read as X inside; letters the vocabulary lacks are read as X."
+    "Lower case is read as upper case; white space is removed; `*`, `-` and `.` are dropped at the ends and read as X "
+    "inside; letters the vocabulary lacks are read as X."
 )
 
 
@@ -46,6 +48,26 @@ def _of_sources(manifest: Mapping[str, Any]) -> str:
     return f"{counted}, from " + ", ".join(Path(name).name for name in names) + "." if names else f"{counted}."
 
 
+def _of_exclusions(manifest: Mapping[str, Any]) -> str:
+    """Return what a corpus leaves out: families or clans held out, sequences excluded, and how the split was made."""
+    split, exclusion = manifest.get("split") or {}, manifest.get("exclusion") or {}
+    said = []
+    if split.get("hold_out"):
+        said.append(f"Held out by {split.get('by')}: {', '.join(map(str, split['hold_out']))}.")
+    if exclusion.get("files"):
+        names = ", ".join(Path(file["path"]).name for file in exclusion["files"])
+        said.append(
+            f"Left out: {exclusion.get('num_removed', 0):,} sequences like those of {names} (identity "
+            f"{exclusion.get('identity')} or more, by {exclusion.get('method')})."
+        )
+    if not said:
+        said.append("No sequences were excluded.")
+    shares = ", ".join(f"{name} {split[name]}" for name in ("valid", "test") if split.get(name))
+    if shares:
+        said.append(f"Split by {split.get('by')}: {shares}.")
+    return " ".join(said)
+
+
 def facts_of_run(step: Path, config: PretrainConfig) -> tuple[dict[str, str], dict[str, str]]:
     """Return what a checkpoint's own files say of its training: texts by heading, and a table of numbers.
 
@@ -55,9 +77,8 @@ def facts_of_run(step: Path, config: PretrainConfig) -> tuple[dict[str, str], di
     folders = [config.data.path] if config.data.path else config.data.blend[1::2]
     manifests = [_json_of(Path(folder) / "train.json") for folder in folders]
     data = [_of_sources(manifest) for manifest in manifests if manifest]
-    splits = [manifest["split"] for manifest in manifests if isinstance(manifest.get("split"), dict)]
-    exclusions = [json.dumps(split) for split in splits if split.get("hold_out") or split.get("exclude")]
-    facts = {"Training data": "\n".join(data) or _UNRECORDED, "Exclusions": "\n".join(exclusions) or _UNRECORDED}
+    exclusions = [_of_exclusions(manifest) for manifest in manifests if manifest]
+    facts = {"Training data": "\n\n".join(data) or _UNRECORDED, "Exclusions": "\n\n".join(exclusions) or _UNRECORDED}
     sizes = {"steps": f"{state.get('step', 0):,}", "residues seen": f"{state.get('consumed_residues', 0):,}"}
     return facts, sizes | _validation(step.parent.parent, state.get("step", 0))
 
@@ -73,11 +94,12 @@ def write_card(folder: Path, source: SourceModel, architecture: Architecture, li
         notes: Sentences about what differs from the source.
     """
     model, vocabulary = source.model, source.vocabulary
+    limit = "trained on up to" if model.position_embedding == "rotary" else "up to"
     rows = {
         "class": architecture.name,
         "layers, width, heads, feed-forward": f"{model.num_layers}, {model.hidden_size}, {model.num_attention_heads}, "
         f"{model.feed_forward_size}",
-        "positions": f"{model.position_embedding}, up to {source.num_positions} tokens",
+        "positions": f"{model.position_embedding}, {limit} {source.num_positions} tokens",
         "activation": model.activation,
         "token dropout": "yes" if model.token_dropout else "no",
         "vocabulary": f"{vocabulary.name}, {vocabulary.size} tokens",
@@ -85,11 +107,12 @@ def write_card(folder: Path, source: SourceModel, architecture: Architecture, li
     }
     lines = ["---", "library_name: transformers", f"license: {licence}", "pipeline_tag: fill-mask"]
     lines += ["tags:", "- protein", "- masked-language-model", "---", "", "# Protein language model", ""]
-    lines += ["A masked-language model of protein sequences, pretrained with Megaprot.", ""]
+    lines += ["A masked-language model of protein sequences, in this format by Megaprot.", ""]
     lines += ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items()), ""]
     for heading, text in source.facts.items():
         lines += [f"## {heading}", "", text, ""]
-    lines += ["## Tokenizer", "", _TOKENIZER, "", "## Use", "", "```python", *_usage(source), "```", ""]
+    cut = _LETTERS if vocabulary.is_per_residue else _PIECES
+    lines += ["## Tokenizer", "", f"{cut} {_TOKENIZER}", "", "## Use", "", "```python", *_usage(source), "```", ""]
     if notes:
         lines += ["## Notes", "", *(f"* {note}" for note in notes), ""]
     lines += ["## Licence", "", f"Weights: {licence}. Training data: under the licences of their sources.", ""]

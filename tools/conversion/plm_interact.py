@@ -26,8 +26,16 @@ _ENCODER, _HEAD = "esm_mask.", "classifier."
 
 
 def is_folder(folder: Path) -> bool:
-    """True for a folder with the wrapper's weights and no ``config.json``."""
-    return (folder / _FILE).is_file() and not (folder / CONFIG).is_file()
+    """True for a folder with the wrapper's weights, whether or not a ``config.json`` lies beside them.
+
+    Raises:
+        InputError: The weights are damaged or hold more than plain values.
+    """
+    if not (folder / _FILE).is_file() or (folder / "model.safetensors").is_file():
+        return False
+    return not (folder / CONFIG).is_file() or any(
+        name.startswith(_ENCODER) for name in flat_tensors(load_plain(folder / _FILE))
+    )
 
 
 def _esm_config(tensors: dict[str, Tensor], path: Path) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
@@ -58,7 +58,7 @@ class SafetensorsFile:
         for name, entry in header.items():
             info = TensorInfo(DTYPES[entry["dtype"]], tuple(map(int, entry["shape"])))
             first, last = entry["data_offsets"]
-            if first < 0 or last - first != info.num_bytes:
+            if first < 0 or min(info.shape, default=0) < 0 or last - first != info.num_bytes:
                 raise ValueError(f"the place of {name} does not hold its shape")
             self.infos[name], self._starts[name] = info, start + first
             end = max(end, start + last)
@@ -112,7 +112,7 @@ def write_file(
     infos: Mapping[str, TensorInfo],
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Write tensors as they come, in the order of ``infos``, whose shapes are written; ``metadata`` goes into the header."""
+    """Write tensors as they come, in the order of ``infos``, whose shapes the header has with ``metadata``."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt", **(metadata or {})}}
     offset = 0
     for name, info in infos.items():
@@ -125,10 +125,13 @@ def write_file(
     with path.open("wb") as stream:
         stream.write(len(text).to_bytes(8, "little") + text)
         for name, info in infos.items():
-            found, tensor = next(incoming)
-            assert (found, tensor.dtype, tensor.nbytes) == (name, info.dtype, info.num_bytes), f"{found} for {name}"
-            for part in (tensor,) if tensor.is_contiguous() else tensor:  # without a copy of the whole
-                stream.write(bytes_of(part.contiguous()))
+            _write_tensor(stream, *next(incoming), name, info)
+
+
+def _write_tensor(stream: BinaryIO, found: str, tensor: Tensor, name: str, info: TensorInfo) -> None:
+    assert (found, tensor.dtype, tensor.nbytes) == (name, info.dtype, info.num_bytes), f"{found} for {name}"
+    for part in (tensor,) if tensor.is_contiguous() else tensor:  # without a copy of the whole
+        stream.write(bytes_of(part.contiguous()))
 
 
 def _shards(infos: Mapping[str, TensorInfo], shard_bytes: int) -> list[dict[str, TensorInfo]]:

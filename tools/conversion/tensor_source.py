@@ -12,7 +12,8 @@ import torch
 
 from megaprot.common.errors import InputError
 
-T = TypeVar("T")
+Key = TypeVar("Key")
+_LARGE = 1 << 27  # bytes; above it only the largest models have tensors
 
 
 @dataclass(frozen=True)
@@ -50,15 +51,22 @@ class DerivedTensors:
         return self._read(name)
 
 
-def made_ahead(items: Iterator[T]) -> Iterator[T]:
-    """Yield ``items``, each made in a thread while the one before it is used; reading and writing then overlap."""
-    end = object()
+def made_ahead(items: Iterator[tuple[Key, torch.Tensor]]) -> Iterator[tuple[Key, torch.Tensor]]:
+    """Yield ``items``, each made in a thread while the one before it is used; reading and writing then overlap.
+
+    A large tensor has memory for itself: the next is made when it has been used and let go.
+    """
     pool = ThreadPoolExecutor(max_workers=1)
     try:
-        made = pool.submit(next, items, end)
-        while (item := made.result()) is not end:
-            made = pool.submit(next, items, end)
-            yield item  # type: ignore[misc]
+        made = pool.submit(next, items, None)
+        while (item := made.result()) is not None:
+            is_large = item[1].nbytes > _LARGE
+            if not is_large:
+                made = pool.submit(next, items, None)
+            yield item
+            if is_large:
+                del item, made
+                made = pool.submit(next, items, None)
     finally:
         pool.shutdown(wait=False)  # whoever takes no more need not wait
 

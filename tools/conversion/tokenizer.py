@@ -2,7 +2,8 @@
 
 ``tokenizer.json`` (the format of the tokenizers library) does in its normaliser what ``encode`` does: white space goes,
 lower case becomes upper case, gaps and stops go at both ends and become X inside, as letters do that the vocabulary
-lacks. Where ``encode`` refuses a sequence (digits, say), the tokenizer gives the unknown token.
+lacks. Where ``encode`` refuses a sequence (digits, say), the tokenizer gives the unknown token. What is left is cut
+into letters, or into the pieces of a SentencePiece model, whose file travels beside.
 """
 
 from __future__ import annotations
@@ -15,8 +16,10 @@ from megaprot.common.errors import InputError
 from megaprot.common.files import write_json_atomically
 from megaprot.common.vocabulary import VOCABULARIES, Vocabulary, get_vocabulary
 from megaprot.tools.conversion.hugging_face_config import read_json
+from megaprot.tools.conversion.pieces import MODEL_FILE, model_of_pieces, serialized
 
 _UNLIMITED = 1_000_000_000
+_EACH_LETTER = {"type": "Split", "pattern": {"Regex": "."}, "behavior": "Isolated", "invert": False}
 
 
 def _replace(pattern: dict[str, str], content: str) -> dict[str, Any]:
@@ -24,7 +27,7 @@ def _replace(pattern: dict[str, str], content: str) -> dict[str, Any]:
 
 
 def _normaliser(vocabulary: Vocabulary) -> dict[str, Any]:
-    letters = {token for token in vocabulary.tokens if len(token) == 1}
+    letters = {token for token in vocabulary.tokens if len(token) == 1}  # each is a piece of a SentencePiece model too
     lacking = "".join(letter for letter in ascii_uppercase if letter not in letters)
     steps = [_replace({"Regex": r"[ \t\r\n\x0b\x0c]+"}, "")]
     steps += [_replace({"String": letter}, letter.upper()) for letter in ascii_lowercase]
@@ -62,18 +65,25 @@ def _named_tokens(vocabulary: Vocabulary) -> dict[str, str]:
     return {name: tokens[index] for name, index in named.items()}
 
 
+def _model_of_letters(vocabulary: Vocabulary) -> dict[str, Any]:
+    return {
+        "type": "WordLevel",
+        "vocab": {token: index for index, token in enumerate(vocabulary.tokens)},
+        "unk_token": vocabulary.tokens[vocabulary.unknown],
+    }
+
+
 def write_tokenizer(vocabulary: Vocabulary, folder: Path, num_positions: int) -> None:
-    """Write ``tokenizer.json``, ``tokenizer_config.json`` and ``special_tokens_map.json``.
+    """Write ``tokenizer.json``, ``tokenizer_config.json`` and ``special_tokens_map.json``, and a SentencePiece model.
 
     Args:
-        vocabulary: One token a letter.
+        vocabulary: The tokens.
         folder: Where to.
         num_positions: Longest sequence in tokens; 0 for any length.
 
     Raises:
-        InputError: The vocabulary is a SentencePiece model.
+        InputError: The vocabulary is a SentencePiece model of another kind than byte-pair encoding.
     """
-    vocabulary.require_per_residue("megaprot convert")
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     added = [{"id": index, "content": vocabulary.tokens[index], **flags} for index in vocabulary.special_ids]
     tokenizer = {
@@ -82,15 +92,13 @@ def write_tokenizer(vocabulary: Vocabulary, folder: Path, num_positions: int) ->
         "padding": None,
         "added_tokens": added,
         "normalizer": _normaliser(vocabulary),
-        "pre_tokenizer": {"type": "Split", "pattern": {"Regex": "."}, "behavior": "Isolated", "invert": False},
+        "pre_tokenizer": _EACH_LETTER if vocabulary.is_per_residue else None,
         "post_processor": _template(vocabulary),
         "decoder": {"type": "Fuse"},
-        "model": {
-            "type": "WordLevel",
-            "vocab": {token: index for index, token in enumerate(vocabulary.tokens)},
-            "unk_token": vocabulary.tokens[vocabulary.unknown],
-        },
+        "model": _model_of_letters(vocabulary) if vocabulary.is_per_residue else model_of_pieces(vocabulary),
     }
+    if not vocabulary.is_per_residue:
+        (folder / MODEL_FILE).write_bytes(serialized(vocabulary))
     named = _named_tokens(vocabulary)
     config = named | {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -121,20 +129,29 @@ def _listed_tokens(folder: Path) -> dict[int, str]:
 def read_vocabulary(folder: Path, name: str) -> Vocabulary:
     """Return the vocabulary of a Hugging Face folder: ours with exactly its tokens, or ``name`` if it lists none.
 
+    Args:
+        folder: The folder; its SentencePiece model is taken where it has one.
+        name: Name of a vocabulary or file of a SentencePiece model; empty for none given.
+
     Raises:
         InputError: The tokens are those of none of ours, or of another than ``name``; or neither is there.
     """
     listed = _listed_tokens(folder)
+    beside = str(folder / MODEL_FILE) if (folder / MODEL_FILE).is_file() else ""
+    known = [get_vocabulary(name or beside)] if name or beside else list(VOCABULARIES.values())
     if not listed:
-        if not name:
-            raise InputError(
-                f"{folder} has no tokenizer files that list its tokens; copy them there, or name the vocabulary with "
-                f"--vocabulary ({', '.join(VOCABULARIES)})."
-            )
-        return get_vocabulary(name)
+        if len(known) == 1:
+            return known[0]
+        raise InputError(
+            f"{folder} has no tokenizer files that list its tokens; copy them there, or name the vocabulary with "
+            f"--vocabulary ({', '.join(VOCABULARIES)})."
+        )
     tokens = tuple(listed[index] for index in sorted(listed))
-    for vocabulary in VOCABULARIES.values():
-        if vocabulary.tokens == tokens and name in ("", vocabulary.name):
+    for vocabulary in known:
+        if vocabulary.tokens == tokens:
             return vocabulary
-    wanted = name or ", ".join(VOCABULARIES)
-    raise InputError(f"the {len(tokens)} tokens of the tokenizer in {folder} are not those of {wanted}; give another.")
+    wanted = name or beside or ", ".join(VOCABULARIES)
+    raise InputError(
+        f"the {len(tokens)} tokens of the tokenizer in {folder} are not those of {wanted}; give another model, or name "
+        "its vocabulary or SentencePiece model with --vocabulary."
+    )

@@ -16,7 +16,6 @@ from megaprot.pretrain import parallel
 from megaprot.pretrain.config import DataConfig, ParallelConfig, PretrainConfig, TrainConfig
 from megaprot.pretrain.engine import build_model, transformer_config
 from megaprot.pretrain.model.initialisation import SHARDING_METADATA
-from megaprot.tools.conversion.hugging_face_config import read_json
 from megaprot.tools.conversion.names import BIAS, WORDS
 from megaprot.tools.conversion.source_model import SourceModel
 
@@ -115,8 +114,7 @@ def run_hugging_face(folder: Path, dtype: torch.dtype, sequences: list[list[int]
         raise InputError("--verify needs transformers; pip install transformers, or do without it.") from error
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    name = read_json(folder / "config.json")["architectures"][0]
-    model = getattr(transformers, name).from_pretrained(folder, torch_dtype=torch.float32).eval()
+    model = transformers.AutoModelForMaskedLM.from_pretrained(folder, torch_dtype=torch.float32).eval()
     for parameter in model.parameters():  # not the buffers, whose rotary frequencies stay exact
         parameter.copy_(parameter.to(dtype))
     hidden, logits = [], []
@@ -131,40 +129,40 @@ def run_hugging_face(folder: Path, dtype: torch.dtype, sequences: list[list[int]
 
 
 @torch.no_grad()
-def head_difference(source: SourceModel, outputs: Outputs) -> Difference:
-    """Return by how much a model's logits change where its LM head has tanh GELU in place of erf, or the reverse.
+def with_tanh_head(source: SourceModel, dtype: torch.dtype, outputs: Outputs) -> Outputs:
+    """Return what a model's outputs are if its LM head has tanh GELU in place of erf.
 
     Megatron's LM head has erf GELU whatever its layers have; MegatronBert has one activation for both.
 
     Args:
         source: The model.
+        dtype: Data type its weights are rounded to.
         outputs: What ProteinBert, whose head has erf, makes of it.
     """
-    weights = {name: source.tensors.read(name).float() for name in (*HEAD, WORDS, BIAS)}
+    weights = {name: source.tensors.read(name).to(dtype).float() for name in (*HEAD, WORDS, BIAS)}
     dense, dense_bias, norm, norm_bias = (weights[name] for name in HEAD)
-    with_tanh = []
+    logits = []
     for states in outputs.hidden:
         activated = functional.gelu(functional.linear(states, dense, dense_bias), approximate="tanh")
         normal = functional.layer_norm(activated, norm.shape, norm, norm_bias, source.model.layer_norm_epsilon)
-        logits = functional.linear(normal, weights[WORDS], weights[BIAS])
-        with_tanh.append(logits[:, : source.vocabulary.size])
-    return difference(outputs.logits, with_tanh)
+        logits.append(functional.linear(normal, weights[WORDS], weights[BIAS])[:, : source.vocabulary.size])
+    return Outputs(outputs.hidden, logits)
 
 
-def require_equal(source: Outputs, result: Outputs, with_logits: bool) -> str:
+def require_equal(source: Outputs, result: Outputs) -> str:
     """Return a line about the differences of two models' outputs.
 
     Args:
         source: Outputs of what was converted.
         result: Outputs of what it became.
-        with_logits: Compare the logits too; else the last hidden states alone.
 
     Raises:
         RunError: They differ by more than 1e-4 of the largest output.
     """
-    found = {"last hidden states": difference(source.hidden, result.hidden)}
-    if with_logits:
-        found["logits"] = difference(source.logits, result.logits)
+    found = {
+        "last hidden states": difference(source.hidden, result.hidden),
+        "logits": difference(source.logits, result.logits),
+    }
     line = ", ".join(f"{name} {one}" for name, one in found.items())
     worst = max(one.relative for one in found.values())
     if not worst <= LARGEST_RELATIVE:

@@ -43,6 +43,34 @@ def loaded(folder: Path) -> nn.Module:
     return model.eval()
 
 
+def fair_esm_of(theirs: nn.Module) -> nn.Module:
+    """fair-esm's ESM2 with the weights of a transformers ``EsmForMaskedLM``, whose feed-forward layer is 4 wide."""
+    from esm.model.esm2 import ESM2
+
+    config: Any = theirs.config
+    fair = ESM2(config.num_hidden_layers, config.hidden_size, config.num_attention_heads, "ESM-1b", token_dropout=True)
+    parts = {"self_attn_layer_norm": "attention.LayerNorm", "self_attn.out_proj": "attention.output.dense"}
+    parts |= {"final_layer_norm": "LayerNorm", "fc1": "intermediate.dense", "fc2": "output.dense"}
+    parts |= {f"self_attn.{name[0]}_proj": f"attention.self.{name}" for name in ("query", "key", "value")}
+    outside = {
+        "emb_layer_norm_after": "esm.encoder.emb_layer_norm_after",
+        "embed_tokens": "esm.embeddings.word_embeddings",
+    }
+    state, given = fair.state_dict(), theirs.state_dict()
+    for name in state:
+        module, _, kind = name.rpartition(".")
+        if module.startswith("layers."):
+            _, number, part = module.split(".", 2)
+            there = f"esm.encoder.layer.{number}.{parts[part]}" if part in parts else "rotary frequencies"
+        else:
+            there = outside.get(module, module if module.startswith("lm_head") else f"esm.{module}")
+        found = "esm.embeddings.word_embeddings.weight" if name == "lm_head.weight" else f"{there}.{kind}"
+        if "rot_emb" not in name:
+            state[name] = given[found]
+    fair.load_state_dict(state)
+    return fair.eval()
+
+
 def assert_same_tensors(found: nn.Module, expected: nn.Module) -> None:
     """Two models have the same tensors bit for bit."""
     ours, theirs = found.state_dict(), expected.state_dict()

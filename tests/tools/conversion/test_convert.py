@@ -15,14 +15,15 @@ from megaprot.common.vocabulary import get_vocabulary
 from megaprot.pretrain import checkpoint
 from megaprot.tools.conversion.hugging_face_writer import write_weights
 from megaprot.tools.conversion.megatron_reader import read_megatron
-from tests.pretrain.model.hf_weights import from_esm, from_fair_esm, from_megatron_bert
-from tests.pretrain.model.oracles import esm_for_masked_lm, logits_alone, megatron_bert, randomise
+from tests.pretrain.model.hf_weights import from_esm, from_megatron_bert
+from tests.pretrain.model.oracles import esm_for_masked_lm, logits_alone, megatron_bert
 from tests.pretrain.tiny import ESM, random_sequences
 from tests.tools.conversion.models import (
     SMALL,
     assert_same_tensors,
     convert,
     converted,
+    fair_esm_of,
     largest_difference,
     loaded,
     refused,
@@ -72,6 +73,8 @@ def test_what_comes_from_transformers_comes_back_bit_for_bit(variant: str, tmp_p
     source = saved(theirs, tmp_path / "source")
     step = converted(source, tmp_path / "megatron", "megatron", "--verify", *WITH_ESM)
     back = loaded(converted(step, tmp_path / "back", "hf", "--verify"))
+    again = loaded(converted(source, tmp_path / "again", "hf", "--verify", *WITH_ESM))
+    assert_same_tensors(again, theirs)
     assert type(back) is type(theirs)
     assert_same_tensors(back, theirs)
     assert largest_difference(logits_alone(back, SEQUENCES), logits_alone(theirs, SEQUENCES)) == 0.0
@@ -85,6 +88,11 @@ def test_a_checkpoint_has_the_tensors_of_an_independent_mapping(folders: tuple[P
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
+def test_a_written_checkpoint_has_the_checksums_of_its_files(folders: tuple[Path, Path, nn.Module]) -> None:
+    assert checkpoint.problem_of(folders[1]) == ""
+    assert checkpoint.damaged_file(folders[1]) == ""
+
+
 def test_megatron_bert_has_the_tensors_of_an_independent_mapping(tmp_path: Path) -> None:
     theirs = megatron_bert(SMALL, 80, 33, "gelu_new")
     found = tensors_of(converted(saved(theirs, tmp_path / "hf"), tmp_path / "out", "megatron", *WITH_ESM))
@@ -92,36 +100,13 @@ def test_megatron_bert_has_the_tensors_of_an_independent_mapping(tmp_path: Path)
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
-def test_a_converted_model_gives_fair_esms_logits(folders: tuple[Path, Path, nn.Module], tmp_path: Path) -> None:
-    from esm.model.esm2 import ESM2
-
-    fair = ESM2(SMALL.num_layers, SMALL.hidden_size, SMALL.num_attention_heads, "ESM-1b", token_dropout=True).eval()
-    assert fair.layers[0].fc1.out_features == 4 * SMALL.hidden_size
-    randomise(fair, 5)
+def test_a_converted_model_gives_fair_esms_logits(tmp_path: Path) -> None:
     theirs = esm_for_masked_lm(changed(ffn_hidden_size=4 * SMALL.hidden_size, token_dropout=True), 80)
     step = converted(saved(theirs, tmp_path / "hf"), tmp_path / "megatron", "megatron", *WITH_ESM)
-    weights = from_fair_esm(fair.state_dict(), SMALL.num_attention_heads, filler=0.0)
-    found = loaded(converted(with_weights(step, weights), tmp_path / "result", "hf"))
+    found, fair = loaded(converted(step, tmp_path / "result", "hf")), fair_esm_of(theirs)
     with torch.no_grad():
         expected = [fair(torch.tensor([sequence]))["logits"][0] for sequence in SEQUENCES]
     assert largest_difference(logits_alone(found, SEQUENCES), expected) < 1e-4
-
-
-def with_weights(step: Path, weights: dict[str, torch.Tensor]) -> Path:
-    """The checkpoint with other values of the same tensors, saved by torch itself."""
-    from torch.distributed import checkpoint as torch_checkpoint
-
-    shutil.rmtree(step / "weights")
-    torch_checkpoint.save(dict(weights), checkpoint_id=str(step / "weights"), no_dist=True)
-    index = torch_checkpoint.FileSystemReader(str(step / "weights")).read_metadata()
-    index.storage_meta = None
-    import pickle
-
-    (step / "weights" / ".metadata").write_bytes(pickle.dumps(index))
-    torch.save({}, step / "weights" / "common.pt")
-    (step / "weights" / "metadata.json").write_text("{}")
-    remake_manifest(step)
-    return step
 
 
 def remake_manifest(step: Path) -> None:
@@ -308,6 +293,7 @@ HF_DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "class": (_change("config.json", "EsmForMaskedLM", "EsmForTokenClassification"), "EsmForTokenClassification"),
     "type": (_change("config.json", '"esm"', '"t5"'), "EsmForMaskedLM"),
     "heads": (_change("config.json", '"num_attention_heads": 4', '"num_attention_heads": 8'), "contact head"),
+    "mask id": (_change("config.json", '"mask_token_id": 32', '"mask_token_id": 31'), "mask_token_id 31"),
     "value missing": (_change("config.json", '"layer_norm_eps"', '"other"'), "layer_norm_eps"),
 }
 
@@ -320,6 +306,16 @@ def test_a_damaged_hugging_face_folder_is_refused(
     source = Path(shutil.copytree(folders[0], tmp_path / "source"))
     do(source)
     assert words in refused(source, tmp_path / "out", "megatron", capsys, *WITH_ESM)
+
+
+def test_a_folder_that_names_no_class_is_verified_as_well(
+    folders: tuple[Path, Path, nn.Module], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = Path(shutil.copytree(folders[0], tmp_path / "source"))
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps({key: config[key] for key in config if key != "architectures"}))
+    converted(source, tmp_path / "out", "megatron", "--verify", *WITH_ESM)
+    assert "largest difference" in capsys.readouterr().out
 
 
 def test_an_untied_decoder_is_refused(

@@ -15,6 +15,7 @@ from tests.tools.conversion.models import (
     SMALL,
     assert_same_tensors,
     converted,
+    fair_esm_of,
     largest_difference,
     loaded,
     tensors_of,
@@ -113,6 +114,17 @@ def test_an_imported_model_gives_transformers_logits_under_tp2_pp2(
 ) -> None:
     whole = torch.cat(done[1][shape], dim=1)[:, : ESM.size]
     expected = logits_alone(imported[shape][1], SEQUENCES)
+    assert largest_difference(split_by_sequence(whole, SEQUENCES), expected) < 1e-5
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_an_imported_model_gives_fair_esms_logits_under_tp2_pp2(
+    shape: str, imported: dict[str, tuple[Path, nn.Module]], done: tuple[Path, dict[str, list[Tensor]]]
+) -> None:
+    whole = torch.cat(done[1][shape], dim=1)[:, : ESM.size]
+    fair = fair_esm_of(imported[shape][1])
+    with torch.no_grad():
+        expected = [fair(torch.tensor([sequence]))["logits"][0] for sequence in SEQUENCES]
     assert largest_difference(split_by_sequence(whole, SEQUENCES), expected) < 1e-5
 
 

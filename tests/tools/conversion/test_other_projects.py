@@ -97,14 +97,16 @@ def plm_interact(model: nn.Module) -> dict[str, Tensor]:
     return {f"esm_mask.{name}": tensor for name, tensor in model.state_dict().items()} | head
 
 
-@pytest.mark.parametrize("form", ["folder", "epoch", "wrapped epoch"])
+@pytest.mark.parametrize("form", ["folder", "folder with a configuration", "epoch", "wrapped epoch"])
 def test_plm_interacts_weights_give_encoder_and_pair_head(form: str, tmp_path: Path) -> None:
     theirs = esm_for_masked_lm(ESM_SHAPE, 1024)
     state = plm_interact(theirs)
     (tmp_path / "given").mkdir()
     given = tmp_path / "given"
-    if form == "folder":
+    if form.startswith("folder"):
         torch.save(state, given / "pytorch_model.bin")
+        if form != "folder":
+            (given / "config.json").write_text(json.dumps({"model_type": "esm", "num_hidden_layers": 33}))
     else:
         prefix = "module." if form == "wrapped epoch" else ""
         held = {prefix + name: tensor for name, tensor in state.items()}
