@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Train a small protein BERT on the Pfam domains that ship with the repository, over four processes: preprocess, pretrain
-# under TP2 x PP2 with the distributed optimizer, stop half-way, resume, evaluate, draw. Needs no GPU.
+# under TP2 x PP2 with the distributed optimizer, stop half-way, resume, evaluate, draw; then turn it into a Hugging Face
+# folder, check that transformers alone gives the same loss, embed the domains and draw a map of them. Needs no GPU.
 # usage: examples/quickstart.sh [FOLDER]      (FOLDER must not exist yet; default: quickstart)
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -39,6 +40,17 @@ print(f"{numbers['mask_perplexity']:.3f} {numbers['residue_frequency_perplexity'
 PYTHON
 )
 megaprot plot --run "$folder/run" --output "$folder/loss.png" --baseline "$frequencies"
+
+say "convert the run to a Hugging Face folder"
+megaprot convert --input "$folder/run" --output "$folder/hf" --to hf
+
+say "transformers alone reproduces the validation loss"
+python examples/check_with_transformers.py "$folder/run" "$folder/corpus" "$folder/hf" "$folder/evaluation.json"
+
+say "embed the domains and draw a map of them, coloured by Pfam clan"
+megaprot embed --model "$folder/hf" --input examples/pfam/Pfam-A.cut.fasta.gz --output "$folder/embeddings.h5"
+python examples/plot_embedding_map.py "$folder/embeddings.h5" examples/pfam/Pfam-A.cut.fasta.gz \
+    examples/pfam/Pfam-A.clans.cut.tsv "$folder/map.png"
 
 say "done: validation perplexity on [MASK] positions $perplexity; residue frequencies alone give $frequencies"
 python -c "import sys; sys.exit(not $perplexity < $frequencies)" || {

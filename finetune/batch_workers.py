@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -15,7 +15,7 @@ Result = TypeVar("Result")
 
 
 @contextmanager
-def batch_workers(device: torch.device) -> Iterator[Callable[..., Iterable[Result]]]:
+def batch_workers(device: torch.device) -> Iterator[Callable[..., Iterable[Any]]]:
     """Give a ``map`` over batches: on a CPU a thread a core, each batch in one of them; on a GPU one after another.
 
     One thread a batch leaves no core waiting for another inside an operation, which costs more than it saves for the

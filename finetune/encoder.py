@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from megaprot.common.vocabulary import Vocabulary
-from megaprot.finetune.packed_attention import segments_of
+from megaprot.finetune.batch import Batch
+from megaprot.finetune.packed_attention import OnAttention
 
 
 class Encoder(nn.Module):
@@ -50,47 +51,48 @@ class Encoder(nn.Module):
         return int(self.model.config.num_hidden_layers)
 
     @property
+    def num_heads(self) -> int:
+        """Attention heads of a layer."""
+        return int(self.model.config.num_attention_heads)
+
+    @property
     def hidden_size(self) -> int:
         """Width of the hidden states."""
         return int(self.model.config.hidden_size)
 
-    def row(self, sequences: Sequence[Tensor]) -> tuple[Tensor, list[int]]:
-        """Return sequences as one row on the model's device, and the tokens of each.
-
-        Args:
-            sequences: Residue ids [num_residues] of each, of any integer type; boundary tokens are put around them.
-        """
-        begin = torch.tensor([self.vocabulary.begin])
-        end = torch.tensor([self.vocabulary.end] if self.vocabulary.end >= 0 else [], dtype=torch.long)
-        parts = [part for residues in sequences for part in (begin, residues.long(), end)]
-        lengths = [len(residues) + self.vocabulary.num_boundary_tokens for residues in sequences]
-        return torch.cat(parts).to(self.device, non_blocking=True), lengths
-
-    def forward(self, tokens: Tensor, lengths: Sequence[int], layers: Sequence[int] = (-1,)) -> list[Tensor]:
+    def forward(
+        self, batch: Batch, layers: Sequence[int] = (-1,), on_attention: OnAttention | None = None
+    ) -> list[Tensor]:
         """Return hidden states [row_tokens, hidden_size] after each of ``layers``.
 
         Args:
-            tokens: Ids of all sequences, one after another, boundary tokens included [row_tokens].
-            lengths: Tokens of each sequence; they add up to ``row_tokens``.
+            batch: Sequences, on the model's device.
             layers: 0 is what enters the first layer, n what leaves layer n, negative ones count from the end; -1 is
                 the model's last hidden state, final LayerNorm included.
+            on_attention: Told each layer's attention maps as they are made, boundary tokens included: (layer from 0,
+                number of the first sequence, probabilities [num_sequences, heads, length, length]) for each run of
+                sequences of one length. Padding-free models keep no map longer than it does.
         """
-        encoder = self.model.base_model
         options: dict[str, Any] = {"output_hidden_states": True} if set(layers) != {-1} else {}
         if self.is_padding_free:
-            positions = torch.cat([torch.arange(length) for length in lengths]) + self.first_position
-            segments = segments_of(lengths, tokens.device)
-            found = encoder(
-                input_ids=tokens.unsqueeze(0),
-                position_ids=positions.to(tokens.device).unsqueeze(0),
-                segments=segments,
+            found = self.model.base_model(
+                input_ids=batch.tokens.unsqueeze(0),
+                position_ids=(batch.positions + self.first_position).unsqueeze(0),
+                batch=batch,
+                on_attention=on_attention,
                 **options,
             )
             return [_states(found, layer).squeeze(0) for layer in layers]
-        batch = nn.utils.rnn.pad_sequence(tokens.split(list(lengths)), True, self.vocabulary.pad)
-        ends = torch.tensor(lengths, device=tokens.device)[:, None]
-        is_token = torch.arange(batch.shape[1], device=tokens.device)[None, :] < ends
-        found = encoder(input_ids=batch, attention_mask=is_token.long(), **options)
+        padded = nn.utils.rnn.pad_sequence(list(batch.tokens.split(batch.lengths)), True, self.vocabulary.pad)
+        is_token = torch.zeros_like(padded, dtype=torch.bool)
+        is_token[batch.sequence, batch.positions] = True
+        if on_attention is not None:
+            options["output_attentions"] = True
+        found = self.model.base_model(input_ids=padded, attention_mask=is_token.long(), **options)
+        if on_attention is not None:
+            for layer, maps in enumerate(found.attentions):
+                for first, count, length in batch.runs:
+                    on_attention(layer, first, maps[first : first + count, :, :length, :length])
         return [_states(found, layer)[is_token] for layer in layers]
 
     def logits(self, hidden: Tensor) -> Tensor:

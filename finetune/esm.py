@@ -35,7 +35,7 @@ def _drop_by_sequence(
     """Apply token dropout to each sequence of a row; transformers' own takes the row as one sequence."""
     tokens, positions = options["input_ids"], options["position_ids"]
     words = embeddings.word_embeddings(tokens)
-    scaled = words * token_scale(tokens[0], positions[0], embeddings.mask_token_id).to(words.dtype)
+    scaled = (words * token_scale(tokens[0], positions[0], embeddings.mask_token_id)).to(words.dtype)
     return arguments, options | {"input_ids": None, "inputs_embeds": scaled}
 
 

@@ -6,6 +6,8 @@ import contextlib
 import hashlib
 import json
 import logging
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +16,17 @@ import torch
 from megaprot.common.errors import InputError
 from megaprot.common.files import sha256_of
 from megaprot.common.quiet import quiet
+from megaprot.common.vocabulary import get_vocabulary
 from megaprot.finetune import packed_attention
 from megaprot.finetune.encoder import Encoder
 from megaprot.finetune.residues import vocabulary_of
 
 MODEL_TYPES = ("esm", "bert", "megatron-bert")
 """Encoders that tests compare with transformers one sequence at a time."""
+TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "*.model")
+"""Patterns of the files transformers keeps a tokenizer in."""
+PIECES = "vocabulary.model"
+"""The SentencePiece model that ``megaprot convert`` puts beside a tokenizer of pieces."""
 _NOT_NEEDED = ("contact_head", "position_ids", "pooler", "inv_freq")
 """Tensors a folder may lack."""
 
@@ -40,6 +47,8 @@ def load_encoder(
     """
     config = _read_config(folder)
     quiet("transformers")
+    # transformers imports DeepSpeed where that is installed, which announces on standard output what it detects.
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
     import transformers
 
     transformers.utils.logging.set_verbosity_error()
@@ -48,13 +57,15 @@ def load_encoder(
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(str(folder), **offline)
     except Exception as error:
-        raise InputError(f"{folder} has no tokenizer that can be read ({_first_line(error)}); copy its files there.") from error
-    vocabulary = vocabulary_of(tokenizer, str(folder))
+        text = f"{folder} has no tokenizer that can be read ({_first_line(error)}); copy its files there."
+        raise InputError(text) from error
+    pieces = folder / PIECES
+    vocabulary = get_vocabulary(str(pieces)) if pieces.is_file() else vocabulary_of(tokenizer, str(folder))
     model = _load_weights(folder, with_head, offline)
-    model = model.to(device=device or torch.device("cpu"))
     if precision == "bf16":
         _to_bf16(model)
-    is_padding_free, first_position = _prepare(model, config, vocabulary.pad, precision)
+    model = model.to(device=device or torch.device("cpu"))
+    is_padding_free, first_position = _prepare(model, config, vocabulary.pad)
     num_positions = _num_positions(config, vocabulary.pad)
     longest = num_positions - vocabulary.num_boundary_tokens if num_positions else 0
     return Encoder(model.eval(), vocabulary, longest, is_padding_free, first_position)
@@ -69,12 +80,19 @@ def fingerprint(folder: Path) -> str:
     return digest.hexdigest()
 
 
+def copy_tokenizer(source: Path, folder: Path) -> None:
+    """Copy the tokenizer's files of one model folder to another: ``save_pretrained`` of a model writes none."""
+    for pattern in TOKENIZER_FILES:
+        for path in source.glob(pattern):
+            shutil.copyfile(path, folder / path.name)
+
+
 def _read_config(folder: Path) -> dict[str, Any]:
     """Return ``config.json`` of a folder with a model that is known here."""
     path = folder / "config.json"
     if not path.is_file():
-        raise InputError(f"{folder} is no Hugging Face model folder (it has no config.json); name one, or make one of a "
-                         "run with megaprot convert.")  # fmt: skip
+        raise InputError(f"{folder} is no Hugging Face model folder (it has no config.json); name one, or make one of "
+                         "a run with megaprot convert.")  # fmt: skip
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
         name = config["model_type"]
@@ -104,7 +122,9 @@ def _load_weights(folder: Path, with_head: bool, options: dict[str, Any]) -> Any
             f"the weights of {folder} cannot be loaded ({_first_line(error)}); restore them, as safetensors if they "
             "are pickled."
         ) from error
-    missing = [name for name in sorted(report["missing_keys"]) if not any(part in name for part in _NOT_NEEDED)]
+    is_rotary = getattr(model.config, "position_embedding_type", "") == "rotary"
+    not_needed = (*_NOT_NEEDED, "position_embeddings") if is_rotary else _NOT_NEEDED  # 4.40 makes some in any case
+    missing = [name for name in sorted(report["missing_keys"]) if not any(part in name for part in not_needed)]
     prefix = f"{model.base_model_prefix}."
     if not with_head:
         missing = [name for name in missing if name.startswith(prefix)]
@@ -132,7 +152,7 @@ def _to_bf16(model: Any) -> None:
         parameter.data = parameter.data.to(torch.bfloat16)
 
 
-def _prepare(model: Any, config: dict[str, Any], pad: int, precision: str) -> tuple[bool, int]:
+def _prepare(model: Any, config: dict[str, Any], pad: int) -> tuple[bool, int]:
     """Switch a model to padding-free attention where it can; return whether, and a sequence's first position.
 
     MegatronBert has no attention interface in any version of transformers, nor has any class before transformers 4.48;
@@ -145,9 +165,9 @@ def _prepare(model: Any, config: dict[str, Any], pad: int, precision: str) -> tu
     can = int(transformers.__version__.split(".")[0]) >= 5 and getattr(model, "_supports_attention_backend", False)
     if not can or not packed_attention.register():
         return False, first_position
-    head_size = config["hidden_size"] // config["num_attention_heads"]
-    dropout = float(config.get("attention_probs_dropout_prob", 0.1))  # transformers' default
-    model.set_attn_implementation(packed_attention.choose_kernel(model.device, precision, head_size, dropout))
+    model.set_attn_implementation(packed_attention.PACKED)
+    for number, layer in enumerate(model.base_model.encoder.layer):
+        layer.attention.self.layer_idx = number  # ESM has none
     if config["model_type"] == "esm":
         from megaprot.finetune import esm
 

@@ -80,8 +80,8 @@ def _boundaries(tokenizer: Any, ids: dict[str, int], folder: str) -> tuple[str, 
     )
 
 
-def encode(vocabulary: Vocabulary, sequence: bytes) -> NDArray[np.uint8]:
-    """Return the ids of a protein's residues, uint8 [num_residues] without boundary tokens.
+def encode(vocabulary: Vocabulary, sequence: bytes) -> NDArray[np.unsignedinteger]:
+    """Return the ids of a protein's residues [num_residues] without boundary tokens, of pieces where those are tokens.
 
     The letters' rules are :meth:`Vocabulary.encode`'s.
 
@@ -92,6 +92,7 @@ def encode(vocabulary: Vocabulary, sequence: bytes) -> NDArray[np.uint8]:
     num_unknown = sum(count for kind, count in changes.items() if kind.startswith("replaced_"))
     if vocabulary.tokens[vocabulary.unknown] == "X":
         num_unknown = int((residues == vocabulary.unknown).sum())
-    if 2 * num_unknown > len(residues):
-        raise BadSequence(f"would turn into unknown tokens for the most part ({num_unknown} of {len(residues)})")
+    num_letters = len(residues) if vocabulary.is_per_residue else len(sequence)
+    if 2 * num_unknown > num_letters:
+        raise BadSequence(f"would turn into unknown tokens for the most part ({num_unknown} of {num_letters})")
     return residues

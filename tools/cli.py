@@ -13,8 +13,12 @@ COMMANDS = {
     "convert": ("megaprot.tools.convert", "turn checkpoints into Hugging Face folders, and those into checkpoints"),
     "embed": ("megaprot.tools.embed", "turn proteins into vectors with a Hugging Face encoder"),
     "score": ("megaprot.tools.score", "score mutations, or whole proteins, without training"),
+    "finetune": ("megaprot.tools.finetune", "fine-tune an encoder on a task: TAPE's five, or labels of your own"),
+    "predict": ("megaprot.tools.predict", "predict with a fine-tuned model"),
+    "plan": ("megaprot.tools.plan", "find the layouts that fit some GPUs, with memory, time and cost"),
+    "doctor": ("megaprot.tools.doctor", "check machines, disks and networks before a run"),
     "plot": ("megaprot.tools.plot", "draw the losses of one or more runs"),
-    "launch": ("megaprot.launch.local", "start a command in several processes: megaprot launch local --help"),
+    "launch": ("megaprot.launch.__main__", "start a command in several processes, here or on Slurm: launch --help"),
 }
 """{command: (module, what it does)}. A module has ``CONFIG`` and ``run``, see run_command_module, or ``main(argv)``."""
 

@@ -76,6 +76,8 @@ def run(config: EmbedConfig) -> None:
     with _processes() as (rank, world_size, barrier):
         encoder = load_encoder(Path(config.model), device=_device(), precision=config.precision)
         _check_layers(config.layer, encoder.num_layers)
+        if config.per_residue:
+            encoder.vocabulary.require_per_residue("--per_residue")
         skip_bad = config.on_bad_record == "skip"
         proteins = Proteins(
             config.input, config.format, config.columns, encoder.vocabulary, config.max_length, skip_bad
@@ -140,13 +142,15 @@ def _settings(config: EmbedConfig, input_sha256: str) -> dict[str, Any]:
 
 def _described(encoder: Encoder, census: Census) -> list[str]:
     """Return the lines a run begins with."""
-    how = "padding-free" if encoder.is_padding_free else "in padded batches (its class in this transformers has no attention interface)"
-    lines = [f"{len(census.keys):,} proteins, {census.num_residues:,} residues; the model runs {how} on {encoder.device}"]
+    padded = "in padded batches (its class in this transformers has no attention interface)"
+    how = "padding-free" if encoder.is_padding_free else padded
+    size = f"{len(census.keys):,} proteins, {census.num_residues:,} residues"
+    lines = [f"{size}; the model runs {how} on {encoder.device}"]
     if census.num_cut:
-        lines.append(f"{census.num_cut:,} proteins are cut, as --max_length says")
+        lines.append(f"proteins cut, as --max_length says: {census.num_cut:,}")
     if census.num_windowed:
-        lines.append(f"{census.num_windowed:,} proteins are longer than the model's {encoder.longest:,} residues: read in "
-                     "windows that share a quarter, averaged by residue")  # fmt: skip
+        how = "read in windows that share a quarter and averaged by residue"
+        lines.append(f"proteins longer than the model's {encoder.longest:,} residues, {how}: {census.num_windowed:,}")
     return lines + census.lines()
 
 

@@ -1,4 +1,4 @@
-"""Measure the loss and perplexities of a checkpoint on a corpus."""
+"""Measure a checkpoint's loss and perplexities on a corpus, or a fine-tuned model's metrics on a split of a task."""
 
 from __future__ import annotations
 
@@ -18,21 +18,29 @@ class EvaluateConfig:
     """What ``megaprot evaluate`` can be told.
 
     Attributes:
-        model: Run folder (its newest complete checkpoint is taken) or one ``step_...`` folder.
+        model: Run folder (its newest complete checkpoint is taken) or one ``step_...`` folder. Of a task: folder of
+            ``megaprot finetune``, whose best model is taken (of several seeds all), or one of its models.
         data: Corpus: a folder of ``megaprot preprocess`` (its ``valid`` part is taken) or the prefix of one part, such
-            as ``corpus/train``.
-        task: ``mlm``: masked-language modelling with the masks of validation.
-        rows: Rows to measure; 0 means all.
-        output: JSON file for the numbers; empty prints only.
-        parallel: Layout over processes; any layout loads any checkpoint.
+            as ``corpus/train``. Of a task: what ``megaprot finetune`` takes.
+        task: ``mlm``: masked-language modelling with the masks of validation; else the name or Python file of a task.
+        split: Split of a task's data, such as ``test`` or ``cb513``.
+        rows: Rows of a corpus to measure; 0 means all.
+        output: JSON file for the numbers; empty prints only. Of a task: folder of ``results.json`` and
+            ``report.html``; empty: ``evaluation_SPLIT`` in the model's.
+        max_tokens: Tokens of a task's batch; 0 takes the device's default.
+        precision: Type of the weights of a task's model.
+        parallel: Layout over processes of a checkpoint; any layout loads any checkpoint.
         check_processes: Validate for this many processes and exit; 0 evaluates.
     """
 
     model: str
     data: str
-    task: Literal["mlm"] = "mlm"
+    task: str = "mlm"
+    split: str = "test"
     rows: int = 0
     output: str = ""
+    max_tokens: int = 0
+    precision: Literal["fp32", "bf16"] = "fp32"
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     check_processes: int = 0
 
@@ -61,8 +69,53 @@ def run(config: EvaluateConfig) -> None:
     """Evaluate as ``config`` says and print one line of numbers; under ``torchrun`` on all processes.
 
     Raises:
-        InputError: Model or corpus are missing, damaged or do not fit each other.
+        InputError: Model or data are missing, damaged or do not fit each other.
     """
+    if config.task == "mlm":
+        _run_corpus(config)
+    else:
+        _run_task(config)
+
+
+def _run_task(config: EvaluateConfig) -> None:
+    """Evaluate a fine-tuned model on a split of its task."""
+    quiet("torch.distributed")
+    from megaprot.common.config_yaml import config_to_yaml
+    from megaprot.finetune.config import LabelConfig
+    from megaprot.finetune.evaluate import Request, evaluate
+    from megaprot.finetune.examples import find_split
+    from megaprot.finetune.model_folder import models_of
+    from megaprot.finetune.processes import processes
+    from megaprot.finetune.tasks import open_task, task_names
+
+    if not config.task.endswith(".py") and config.task not in task_names():
+        raise InputError(f"--task must be mlm, one of {', '.join(task_names())}, or a Python file, but got {config.task!r}.")
+    if config.rows or config.max_tokens < 0 or config_to_yaml(config.parallel) != config_to_yaml(ParallelConfig()):
+        raise InputError("--rows and --parallel are for --task mlm, and --max_tokens is 0 or more; leave them out.")
+    models_of(Path(config.model))
+    find_split(Path(config.data), open_task(config.task, LabelConfig()).folder, config.split)
+    if config.check_processes:
+        print(f"model and data are there for {config.check_processes} processes")
+        return
+    request = Request(
+        task=config.task,
+        model=Path(config.model),
+        data=Path(config.data),
+        split=config.split,
+        output=config.output,
+        max_tokens=config.max_tokens,
+        precision=config.precision,
+    )
+    with processes(30.0) as place:
+        found = evaluate(request, place)
+    if found:
+        metrics = {name: one["value"] for name, one in found["metrics"].items()}
+        print(json.dumps({"task": found["task"], "split": found["split"], "num_examples": found["num_examples"],
+                          **metrics, "output": found["output"]}))  # fmt: skip
+
+
+def _run_corpus(config: EvaluateConfig) -> None:
+    """Evaluate a checkpoint of pretraining on a corpus."""
     quiet("megatron")
     quiet("torch.distributed")
     from megaprot.common.files import write_json_atomically

@@ -9,7 +9,7 @@ from typing import Any
 
 from megaprot.common.errors import InputError
 from megaprot.common.files import atomic_write
-from megaprot.pretrain.metrics_log import read_metrics
+from megaprot.common.metrics_log import read_metrics
 
 
 @dataclass

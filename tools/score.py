@@ -65,6 +65,7 @@ def run(config: ScoreConfig) -> None:
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     encoder = load_encoder(Path(config.model), with_head=True, device=device, precision=config.precision)
+    encoder.vocabulary.require_per_residue("megaprot score")
     if encoder.vocabulary.mask < 0:
         raise InputError(f"the tokenizer of {config.model} has no mask token; name a masked-language model.")
     is_perplexity = config.method == "pseudo_perplexity"
@@ -147,7 +148,8 @@ def _write(output: Path, rows: list[Row], name: str) -> None:
 
 def _print_correlation(rows: list[Row], is_perplexity: bool) -> None:
     """Print Spearman's rank correlation of scores and measured scores; a low perplexity counts as a high score."""
-    pairs = [(-score if is_perplexity else score, measured) for _, _, score, measured in rows if not math.isnan(measured)]
+    sign = -1 if is_perplexity else 1
+    pairs = [(sign * score, measured) for _, _, score, measured in rows if not math.isnan(measured)]
     if not pairs:
         return
     if len({score for score, _ in pairs}) < 2 or len({measured for _, measured in pairs}) < 2:
@@ -156,5 +158,5 @@ def _print_correlation(rows: list[Row], is_perplexity: bool) -> None:
     from scipy.stats import spearmanr
 
     rho = spearmanr([score for score, _ in pairs], [measured for _, measured in pairs]).statistic
-    sign = " of minus the pseudo-perplexity" if is_perplexity else ""
-    print(f"Spearman's rho{sign} {rho:.4f} over {len(pairs):,} variants with a measured score")
+    what = " of minus the pseudo-perplexity" if is_perplexity else ""
+    print(f"Spearman's rho{what} {rho:.4f} over {len(pairs):,} variants with a measured score")

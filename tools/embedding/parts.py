@@ -1,7 +1,7 @@
 """The vectors a run has made so far, in a folder beside its output: a killed run goes on from there.
 
-Each process writes parts of its own, whole files that appear by renaming, so that no kill leaves one damaged and several
-processes share the folder. When all proteins are in, the parts become the output and the folder goes.
+Each process writes parts of its own, whole files that appear by renaming, so that no kill leaves one damaged and
+several processes share the folder. When all proteins are in, the parts become the output and the folder goes.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +23,9 @@ from megaprot.tools.conversion.tensor_source import TensorInfo
 
 SETTINGS = "settings.json"
 PART_BYTES = 1 << 26
-"""A part is written when it holds this much: what a kill costs at most, and a process holds in memory."""
+"""A part is written when it holds this much, which bounds memory,"""
+PART_SECONDS = 60.0
+"""or when the last was written this long ago, which bounds what a kill costs."""
 
 
 class Entry(NamedTuple):
@@ -48,6 +51,7 @@ class Parts:
         self.part_bytes = part_bytes
         self._waiting: dict[str, Entry] = {}
         self._num_bytes = 0
+        self._written = time.monotonic()
 
     def begin(self, settings: Mapping[str, Any]) -> None:
         """Make the folder, or make sure that what a killed run left there was made with the same settings.
@@ -75,10 +79,10 @@ class Parts:
         return {key: part for part in parts for key in part.infos}
 
     def add(self, entry: Entry) -> None:
-        """Take one protein's vectors; they are written once a part is full."""
+        """Take one protein's vectors; they are written once a part is full, or a minute has gone by."""
         self._waiting[entry.key] = entry
         self._num_bytes += entry.vectors.nbytes
-        if self._num_bytes >= self.part_bytes:
+        if self._num_bytes >= self.part_bytes or time.monotonic() - self._written >= PART_SECONDS:
             self.flush()
 
     def flush(self) -> None:
@@ -88,18 +92,20 @@ class Parts:
         number = len(list(self.folder.glob(f"part-{self.rank}-*.safetensors")))
         final = self.folder / f"part-{self.rank}-{number:06d}.safetensors"
         partial = self.folder / f".{final.name}.{os.getpid()}"
-        infos = {key: TensorInfo(entry.vectors.dtype, tuple(entry.vectors.shape)) for key, entry in self._waiting.items()}
+        tensors = {key: entry.vectors for key, entry in self._waiting.items()}
+        infos = {key: TensorInfo(vectors.dtype, tuple(vectors.shape)) for key, vectors in tensors.items()}
         identifiers = {key: entry.identifier for key, entry in self._waiting.items()}
-        tensors = ((key, entry.vectors) for key, entry in self._waiting.items())
         try:
-            write_file(partial, tensors, infos, {"identifiers": json.dumps(identifiers)})
+            write_file(partial, tensors.items(), infos, {"identifiers": json.dumps(identifiers)})
             with partial.open("rb") as stream:
                 os.fsync(stream.fileno())
             os.replace(partial, final)
             sync_folder(self.folder)
         except OSError as error:
-            raise RunError(f"{final} could not be written ({error.strerror}); make room and run the command again.") from None
-        self._waiting, self._num_bytes = {}, 0
+            raise RunError(
+                f"{final} cannot be written ({error.strerror}); make room and run the command again."
+            ) from None
+        self._waiting, self._num_bytes, self._written = {}, 0, time.monotonic()
 
     def entries(self, keys: Mapping[str, None]) -> Iterator[Entry]:
         """Yield the vectors of all keys in their order.

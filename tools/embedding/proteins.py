@@ -27,12 +27,12 @@ _NUM_SHOWN = 5
 
 
 class Protein(NamedTuple):
-    """One protein: its place in the input, its key, its identifier there and its residues uint8 [num_residues]."""
+    """One protein: its place in the input, its key, its identifier there and its residues [num_residues]."""
 
     number: int
     key: str
     identifier: str
-    residues: NDArray[np.uint8]
+    residues: NDArray[np.unsignedinteger]
 
 
 def key_of(identifier: str) -> str:

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from megaprot.common.errors import RunError
-from megaprot.finetune.batching import BATCH_TOKENS, plan_batches, windows
+from megaprot.finetune.batch import pack
 from megaprot.finetune.batch_workers import batch_workers
+from megaprot.finetune.batching import BATCH_TOKENS, plan_batches, windows
 from megaprot.finetune.encoder import Encoder
 from megaprot.tools.embedding.proteins import Protein
 
@@ -50,8 +51,8 @@ def embed(
     """Yield each protein with its vectors, on the CPU, in an order of its own.
 
     A vector is the mean over the protein's residues, without boundary tokens: [hidden_size], or with ``per_residue``
-    [num_residues, hidden_size]; several layers come first: [num_layers, ...]. A protein longer than the model's positions
-    is read in windows that share a quarter; a residue's vector is the mean over the windows that hold it.
+    [num_residues, hidden_size]; several layers come first: [num_layers, ...]. A protein longer than the model's
+    positions is read in windows that share a quarter; a residue's vector is the mean over the windows that hold it.
 
     Args:
         encoder: The model, in evaluation mode.
@@ -111,17 +112,18 @@ def _embed_batch(
 ) -> list[Tensor]:
     """Return the vectors of each piece of a batch [num_layers, ...], a window's by residue, on the CPU, fp32."""
     chosen = [pieces[number] for number in batch]
-    ids = [torch.from_numpy(group[piece.owner].residues[piece.start : piece.end].copy()) for piece in chosen]
-    tokens, lengths = encoder.row(ids)
-    states = encoder(tokens, lengths, settings.layers)
-    stacked = torch.stack(states) if len(states) > 1 else states[0].unsqueeze(0)
-    last = None if encoder.vocabulary.end < 0 else -1
-    results = []
-    for piece, part in zip(chosen, stacked.split(lengths, dim=1), strict=True):
-        residues = part[:, 1:last].float()
-        by_residue = settings.per_residue or num_pieces[piece.owner] > 1
-        results.append(residues.clone() if by_residue else residues.mean(dim=1))
-    return [result.cpu() for result in results]
+    ids = [group[piece.owner].residues[piece.start : piece.end] for piece in chosen]
+    row = pack(encoder.vocabulary, ids)
+    packed = row.to(encoder.device)
+    states = torch.stack(encoder(packed, settings.layers), dim=1)  # [row_tokens, num_layers, hidden_size]
+    by_residue = [settings.per_residue or num_pieces[piece.owner] > 1 for piece in chosen]
+    if not any(by_residue):
+        return list(packed.mean(states.flatten(1)).unflatten(1, states.shape[1:]).cpu())
+    found = row.residues(states.float().cpu())
+    return [
+        vectors.transpose(0, 1) if keep else vectors.mean(dim=0)
+        for vectors, keep in zip(found, by_residue, strict=True)
+    ]
 
 
 def _finished(protein: Protein, parts: dict[int, Tensor], settings: VectorSettings) -> Tensor:

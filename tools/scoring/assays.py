@@ -1,4 +1,4 @@
-"""What is scored: wild types with their variants, from ProteinGym's tables or a sequence file and a list of mutations."""
+"""What is scored: wild types and their variants, of ProteinGym's tables or a sequence file and a list of mutations."""
 
 from __future__ import annotations
 
@@ -58,8 +58,8 @@ def read_proteingym(path: Path) -> Assay:
         sequence = undo(plain_letters(row["mutated_sequence"].encode()), mutations, place)
         assay = assay or Assay(path.stem, sequence)
         if sequence != assay.sequence:
-            raise InputError(f"{place}: undoing {row['mutant']} gives another wild type than the rows before; score each "
-                             "wild type's table by itself.")  # fmt: skip
+            raise InputError(f"{place}: undoing {row['mutant']} gives another wild type than the rows before; score "
+                             "each wild type's table by itself.")  # fmt: skip
         assay.variants.append(Variant(row["mutant"], mutations, _number(row.get("DMS_score") or "", place), place))
     if assay is None:
         raise InputError(f"{path}: has no rows; give ProteinGym's columns mutant, mutated_sequence and DMS_score.")
@@ -83,12 +83,12 @@ def add_mutations(assays: list[Assay], path: Path) -> None:
     known = {assay.identifier: assay for assay in assays}
     for place, row in _rows(path, "\t", default_column="mutant"):
         if not row.get("mutant"):
-            raise InputError(f"{place}: has no mutant; give the columns mutant, identifier and DMS_score, or a mutation a "
-                             "line.")  # fmt: skip
+            raise InputError(f"{place}: has no mutant; give the columns mutant, identifier and DMS_score, or a "
+                             "mutation a line.")  # fmt: skip
         identifier = row.get("identifier") or (assays[0].identifier if len(assays) == 1 else "")
         if identifier not in known:
-            raise InputError(f"{place}: its wild type {identifier!r} is not in the input; name one that is in the column "
-                             "identifier.")  # fmt: skip
+            raise InputError(f"{place}: its wild type {identifier!r} is not in the input; name one that is in the "
+                             "column identifier.")  # fmt: skip
         assay = known[identifier]
         mutations = parse_mutations(row["mutant"], place)
         check_wild_type(assay.sequence, mutations, identifier, place)

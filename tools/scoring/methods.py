@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+import numpy as np
 import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
 from megaprot.common.errors import InputError
 from megaprot.common.vocabulary import BadSequence, Vocabulary
@@ -42,8 +43,8 @@ def marginal_scores(
         for mutation in variant.mutations:
             for letter in (mutation.wild_type, mutation.mutant):
                 if letter not in letters:
-                    raise InputError(f"{variant.place}: {mutation} has {letter}, which the model has no token for; leave "
-                                     "the row out.")  # fmt: skip
+                    raise InputError(f"{variant.place}: {mutation} has {letter}, which the model has no token for; "
+                                     "leave the row out.")  # fmt: skip
     positions = mutated_positions(assay)
     residues = residue_ids(encoder.vocabulary, assay.sequence, assay.identifier)
     found = log_probabilities(encoder, residues, positions, masked, max_tokens, progress)
@@ -63,12 +64,12 @@ def pseudo_perplexity(
     """Return exp of minus the mean log probability of each residue where it alone is masked (Salazar et al. 2020)."""
     residues = residue_ids(encoder.vocabulary, sequence, name)
     found = log_probabilities(encoder, residues, range(len(residues)), True, max_tokens, progress)
-    return math.exp(-float(found.gather(1, residues[:, None]).double().mean()))
+    return math.exp(-float(found.gather(1, torch.tensor(residues.astype(np.int64))[:, None]).double().mean()))
 
 
-def residue_ids(vocabulary: Vocabulary, sequence: str, name: str) -> Tensor:
-    """Return the ids of a protein's letters, int64 [num_residues]; raises InputError, naming it, where it has bad ones."""
+def residue_ids(vocabulary: Vocabulary, sequence: str, name: str) -> NDArray[np.unsignedinteger]:
+    """Return the ids of a protein's letters [num_residues]; raises InputError, naming it, where it has bad ones."""
     try:
-        return torch.from_numpy(encode(vocabulary, sequence.encode()).copy()).long()
+        return encode(vocabulary, sequence.encode())
     except BadSequence as error:
         raise InputError(f"{name}: the sequence {error}; correct it or leave it out.") from None

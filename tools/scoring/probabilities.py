@@ -6,9 +6,12 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from megaprot.finetune.batch import pack
 from megaprot.finetune.batch_workers import batch_workers
 from megaprot.finetune.batching import BATCH_TOKENS, centred_window, plan_batches
 from megaprot.finetune.encoder import Encoder
@@ -24,7 +27,7 @@ class _Copy(NamedTuple):
 
 def log_probabilities(
     encoder: Encoder,
-    residues: Tensor,
+    residues: NDArray[np.unsignedinteger],
     positions: Sequence[int],
     masked: bool,
     max_tokens: int,
@@ -37,7 +40,7 @@ def log_probabilities(
 
     Args:
         encoder: The model with its head, in evaluation mode.
-        residues: Ids int64 [num_residues].
+        residues: Ids [num_residues] without boundary tokens.
         positions: Places in the protein, from 0, each once.
         masked: Mask the position that is read.
         max_tokens: Budget of a batch; 0 takes that of the device.
@@ -66,19 +69,19 @@ def log_probabilities(
 
 
 @torch.inference_mode()
-def _read_batch(encoder: Encoder, residues: Tensor, copies: list[_Copy], masked: bool, batch: list[int]) -> Tensor:
+def _read_batch(
+    encoder: Encoder, residues: NDArray[np.unsignedinteger], copies: list[_Copy], masked: bool, batch: list[int]
+) -> Tensor:
     """Return the log probabilities at the positions of the copies of a batch, in their order, fp32, on the CPU."""
     sequences, places, start = [], [], 0
     for number in batch:
         copy = copies[number]
-        sequence = residues[copy.start : copy.end].clone()
-        inside = [position - copy.start for position in copy.positions]
-        if masked:
-            sequence[inside] = encoder.vocabulary.mask
-        sequences.append(sequence)
-        places += [start + 1 + place for place in inside]  # one token stands before the residues
-        start += len(sequence) + encoder.vocabulary.num_boundary_tokens
-    tokens, lengths = encoder.row(sequences)
-    hidden = encoder(tokens, lengths)[0]
+        sequences.append(residues[copy.start : copy.end])
+        places += [start + 1 + position - copy.start for position in copy.positions]  # one token stands before them
+        start += copy.end - copy.start + encoder.vocabulary.num_boundary_tokens
+    packed = pack(encoder.vocabulary, sequences)
+    if masked:
+        packed.tokens[places] = encoder.vocabulary.mask
+    hidden = encoder(packed.to(encoder.device))[0]
     logits = encoder.logits(hidden[torch.tensor(places, device=hidden.device)])
     return logits.float().log_softmax(dim=-1).cpu()

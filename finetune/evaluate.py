@@ -1,0 +1,144 @@
+"""Evaluate a fine-tuned model, or all seeds of one, on a split, and write the report."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from megaprot.common.metrics_log import read_metrics
+from megaprot.finetune import figures
+from megaprot.finetune.evaluation import Evaluated, run_split, split_metrics
+from megaprot.finetune.examples import Example, find_split, read_examples
+from megaprot.finetune.metrics import NUM_SAMPLES, Metric
+from megaprot.finetune.model_folder import FinetunedModel, models_of, read_grid, read_model
+from megaprot.finetune.processes import Place
+from megaprot.finetune.report import Report, write_report
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is to be evaluated.
+
+    Attributes:
+        task: Name or Python file of the task.
+        model: Folder of a run, of one of its models, or of a grid of runs.
+        data: As for fine-tuning.
+        split: Which split.
+        output: Folder of the report; empty: ``evaluation_SPLIT`` in the model's.
+        max_tokens: Tokens of a batch; 0 takes the device's default.
+        precision: Type of the weights.
+    """
+
+    task: str
+    model: Path
+    data: Path
+    split: str
+    output: str
+    max_tokens: int
+    precision: str
+
+
+def evaluate(request: Request, place: Place) -> dict[str, Any]:
+    """Evaluate as asked and write the report; all ranks call it. Return rank 0's ``results.json``.
+
+    With several seeds a metric's value is the mean over them, its interval the mean of theirs, and
+    ``standard_deviation`` their spread.
+    """
+    folders = models_of(request.model)
+    found: list[dict[str, Metric]] = []
+    shown: tuple[FinetunedModel, list[Example], Evaluated] | None = None
+    for folder in folders:
+        tuned = read_model(folder, request.task, place.device, request.precision)
+        examples = read_split(tuned, request)
+        evaluated = _predicted(tuned, examples, request, place)
+        if place.is_main:
+            found.append(split_metrics(tuned.task, examples, evaluated, NUM_SAMPLES))
+            shown = shown or (tuned, examples, evaluated)
+    if shown is None:
+        return {}
+    tuned, examples, evaluated = shown
+    report = Report(
+        task=tuned.task.name,
+        split=request.split,
+        num_examples=len(examples),
+        metrics=averaged(found),
+        definitions=tuned.task.definitions(),
+        about=_about(request, tuned, folders, evaluated),
+        figures=[*_curves(folders[0], tuned), *tuned.task.figures(examples, evaluated.outcomes)],
+        details=_details(request, folders, found),
+    )
+    output = Path(request.output) if request.output else request.model / f"evaluation_{request.split}"
+    write_report(output, report)
+    return {"output": str(output), **json.loads((output / "results.json").read_text(encoding="utf-8"))}
+
+
+def read_split(tuned: FinetunedModel, request: Request) -> list[Example]:
+    """Return a split's proteins with labels that fit the model; raises InputError where they do not."""
+    split = find_split(request.data, tuned.task.folder, request.split)
+    examples = read_examples(split, tuned.task.labels, tuned.encoder.vocabulary, tuned.task.label_of)
+    tuned.task.check(examples, str(split.path))
+    return examples
+
+
+def _predicted(tuned: FinetunedModel, examples: Sequence[Example], request: Request, place: Place) -> Evaluated:
+    total = sum(len(example.residues) for example in examples) // place.world_size
+    hidden = None if place.is_main else True
+    with tqdm(total=total, desc=request.split, unit="res", unit_scale=True, disable=hidden) as progress:
+        return run_split(
+            tuned.task, tuned.encoder, tuned.model, examples, place, request.max_tokens, told=progress.update
+        )
+
+
+def averaged(found: Sequence[dict[str, Metric]]) -> dict[str, Metric]:
+    """Return each metric's mean over models, and the mean of its interval's ends."""
+    return {
+        name: Metric(*(statistics.fmean(getattr(one[name], part) for one in found) for part in ("value", "low", "high")))
+        for name in found[0]
+    }
+
+
+def _details(request: Request, folders: Sequence[Path], found: Sequence[dict[str, Metric]]) -> dict[str, Any]:
+    """Return what ``results.json`` holds beside the metrics."""
+    details: dict[str, Any] = {"models": [str(folder) for folder in folders], "data": str(request.data)}
+    if len(found) > 1:
+        values = {name: [one[name].value for one in found] for name in found[0]}
+        details["values_by_model"] = values
+        details["standard_deviation"] = {name: statistics.stdev(those) for name, those in values.items()}
+    return details
+
+
+def _about(request: Request, tuned: FinetunedModel, folders: Sequence[Path], evaluated: Evaluated) -> list[str]:
+    """Return the report's first lines."""
+    description = tuned.description
+    lines = [
+        f"Model {', '.join(map(str, folders))}, head {description['head']['name']}, step {description.get('step')}; "
+        f"data {request.data}, split {request.split}.",
+        f"Mean loss {evaluated.loss:.4f}. No protein of the split was left out.",
+    ]
+    if len(folders) > 1:
+        lines.append(f"Values are means over {len(folders)} seeds; figures are those of the first.")
+    return lines + described(read_grid(request.model))
+
+
+def described(grid: dict[str, Any]) -> list[str]:
+    """Return what the runs of a grid came to as lines, best setting first; none without a grid."""
+    if not grid:
+        return []
+    lines = [f"{grid['metric']} of the best validation, mean and standard deviation over seeds:"]
+    for one in grid["settings"]:
+        mean = "nan" if one["mean"] is None else f"{one['mean']:.4f}"
+        spread = "" if one["standard_deviation"] is None else f" ± {one['standard_deviation']:.4f}"
+        lines.append(f"{mean}{spread}  {one['setting'] or 'all settings as given'}  ({len(one['runs'])} runs)")
+    return lines
+
+
+def _curves(folder: Path, tuned: FinetunedModel) -> list[tuple[str, Any]]:
+    """Return the curves of the run a model came from, if its log is there."""
+    rows = read_metrics(folder.parent / "metrics.jsonl")
+    return [("Training", figures.curves(rows, tuned.task.metric))] if rows else []

@@ -1,0 +1,99 @@
+"""The processes of a run: one, or those that torchrun started, over NCCL or gloo."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where this process stands.
+
+    Attributes:
+        rank: Its number.
+        world_size: How many there are.
+        device: Where its tensors are.
+    """
+
+    rank: int
+    world_size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        """True on the one process that prints and writes."""
+        return self.rank == 0
+
+    def from_main(self, value: Any) -> Any:
+        """Return what rank 0 gave, on every rank."""
+        if self.world_size == 1:
+            return value
+        held = [value]
+        dist.broadcast_object_list(held, src=0)
+        return held[0]
+
+    def sum(self, values: list[float]) -> list[float]:
+        """Return sums over the ranks."""
+        if self.world_size == 1:
+            return values
+        total = torch.tensor(values, dtype=torch.float64, device=self.device)
+        dist.all_reduce(total)
+        return [float(value) for value in total.tolist()]
+
+    def to_main(self, value: Any) -> list[Any]:
+        """Return the values of all ranks on rank 0, nothing on the others."""
+        if self.world_size == 1:
+            return [value]
+        gathered: list[Any] = [None] * self.world_size
+        dist.gather_object(value, gathered if self.is_main else None, dst=0)
+        return gathered if self.is_main else []
+
+    def barrier(self) -> None:
+        """Wait for the others."""
+        if self.world_size > 1:
+            dist.barrier()
+
+
+@contextmanager
+def processes(timeout_minutes: float) -> Iterator[Place]:
+    """Join the world that ``torchrun`` describes (a world of one without it), and leave it at the end.
+
+    Args:
+        timeout_minutes: Longest wait in one collective.
+    """
+    for name, value in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"), ("MASTER_ADDR", "127.0.0.1")):
+        os.environ.setdefault(name, value)
+    timeout = datetime.timedelta(minutes=timeout_minutes)
+    has_cuda = torch.cuda.is_available()
+    device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if has_cuda else torch.device("cpu")
+    if has_cuda:
+        torch.cuda.set_device(device)
+    backend = "nccl" if has_cuda else "gloo"
+    if os.environ["WORLD_SIZE"] == "1":
+        # Alone, a rendezvous in memory: two runs on one machine never meet on a port.
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
+    else:
+        dist.init_process_group(backend, timeout=timeout)
+    try:
+        yield Place(dist.get_rank(), dist.get_world_size(), device)
+    finally:
+        _leave()
+
+
+def _leave() -> None:
+    """Leave the world; DeepSpeed, where it was used, keeps groups of its own and is told to let them go."""
+    comm = sys.modules.get("deepspeed.comm.comm")
+    if comm is not None and comm.cdb is not None:
+        comm.destroy_process_group()
+        comm.cdb = None
+    if dist.is_initialized():
+        dist.destroy_process_group()

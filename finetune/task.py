@@ -1,0 +1,145 @@
+"""What a task is: how labels are read, which head predicts them, the loss, the metrics, and how predictions are written.
+
+A task is one file in ``megaprot/finetune/tasks`` (or any Python file named with ``--task``) with a class ``TASK``. The
+training loop, evaluation and prediction know no more of it than what stands here.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from megaprot.common.errors import InputError
+from megaprot.finetune.config import HeadConfig, LabelConfig
+from megaprot.finetune.encoder import Encoder
+from megaprot.finetune.examples import Example
+from megaprot.finetune.metrics import Weighted
+from megaprot.finetune.protein_states import Proteins, whole_states
+
+Outcome = dict[str, NDArray[Any]]
+"""What is kept of one protein's prediction: small arrays by name, the same names for every protein of a task."""
+
+
+class TaskModel(nn.Module):
+    """An encoder and a head: proteins in, the head's outputs out.
+
+    Args:
+        encoder: The encoder.
+        head: Called with the row of whole proteins and its states [row_tokens, hidden_size].
+        is_frozen: Whether the encoder only reads: no gradients, no dropout.
+    """
+
+    def __init__(self, encoder: Encoder, head: nn.Module, is_frozen: bool = False) -> None:
+        super().__init__()
+        self.encoder, self.head, self.is_frozen = encoder, head, is_frozen
+        if is_frozen:
+            encoder.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> TaskModel:
+        """Switch dropout on or off; a frozen encoder has none."""
+        super().train(mode)
+        if self.is_frozen:
+            self.encoder.eval()
+        return self
+
+    def forward(self, proteins: Proteins) -> Any:
+        """Return the head's outputs for proteins on the model's device."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.is_frozen):
+            states = whole_states(self.encoder, proteins)
+        return self.head(proteins.whole, states)
+
+
+class Task(ABC):
+    """One kind of label.
+
+    Attributes:
+        name: What ``--task`` calls it.
+        folder: What TAPE calls its data.
+        heads: Names of its heads; the first is the default.
+        metric: The validation metric that chooses the best model.
+        higher_is_better: Whether more of it is better.
+    """
+
+    name: ClassVar[str]
+    folder: ClassVar[str]
+    heads: ClassVar[tuple[str, ...]]
+    metric: ClassVar[str]
+    higher_is_better: ClassVar[bool] = True
+
+    def __init__(self, labels: LabelConfig) -> None:
+        self.labels = labels
+
+    def head_name(self, config: HeadConfig) -> str:
+        """Return the head that ``config`` names; raises InputError where the task has none such."""
+        name = self.heads[0] if config.name == "auto" else config.name
+        if name not in self.heads:
+            raise InputError(f"--head.name {name}: the task {self.name} has the heads {', '.join(self.heads)}.")
+        return name
+
+    @abstractmethod
+    def label_of(self, record: dict[str, Any], num_residues: int) -> NDArray[Any]:
+        """Return the label of a raw record; raises BadLabel for what cannot be used."""
+
+    def learn(self, examples: Sequence[Example], config: HeadConfig) -> None:  # noqa: B027 - most tasks need none
+        """Take from the training split what belongs to the model: classes, mean and spread of the labels."""
+
+    def check(self, examples: Sequence[Example], place: str) -> None:  # noqa: B027
+        """Raise InputError where labels of a split do not fit what was learned; ``place`` names its file."""
+
+    def state(self) -> dict[str, Any]:
+        """Return what was learned, as JSON can hold it."""
+        return {}
+
+    def restore(self, state: Mapping[str, Any]) -> None:  # noqa: B027
+        """Take what :meth:`state` gave."""
+
+    @abstractmethod
+    def build_head(self, config: HeadConfig, encoder: Encoder) -> nn.Module:
+        """Return the head that ``config`` names, with random weights."""
+
+    def build_model(self, encoder: Encoder, head: nn.Module, is_frozen: bool) -> nn.Module:
+        """Return encoder and head as one module."""
+        return TaskModel(encoder, head, is_frozen)
+
+    def weight(self, example: Example) -> float:
+        """Return how many labels of a protein the loss counts."""
+        return 1.0
+
+    @abstractmethod
+    def loss(self, outputs: Any, examples: Sequence[Example]) -> Tensor:
+        """Return the sum of the losses of all labels, fp32; the loop divides it by the step's :meth:`weight`."""
+
+    @abstractmethod
+    def outcomes(self, outputs: Any, examples: Sequence[Example]) -> list[Outcome]:
+        """Return what is kept of each protein's prediction; labels are not looked at where there are none."""
+
+    @abstractmethod
+    def metrics(self, examples: Sequence[Example], outcomes: Sequence[Outcome]) -> dict[str, Weighted]:
+        """Return the metrics of a whole split, as functions of the proteins' weights."""
+
+    @abstractmethod
+    def definitions(self) -> dict[str, str]:
+        """Return {metric: what it is, in one sentence}."""
+
+    @abstractmethod
+    def columns(self) -> tuple[str, ...]:
+        """Return the columns of a table of predictions, after the identifier."""
+
+    @abstractmethod
+    def rows(self, example: Example, outcome: Outcome) -> Iterable[tuple[str, ...]]:
+        """Yield the cells of one protein's predictions, one tuple a row of the table."""
+
+    def figures(self, examples: Sequence[Example], outcomes: Sequence[Outcome]) -> list[tuple[str, Any]]:
+        """Return (title, matplotlib figure) of what the report shows of a split."""
+        return []
+
+
+def concatenated(arrays: Iterable[NDArray[Any]], like: Tensor) -> Tensor:
+    """Return arrays one after another as a tensor on the device of ``like``."""
+    return torch.from_numpy(np.concatenate(list(arrays))).to(like.device)
