@@ -25,7 +25,7 @@ def _hashes(ids: NDArray[np.uint8], bounds: NDArray[np.int64]) -> NDArray[np.uin
     hashes = np.empty(len(bounds) - 1, dtype=np.uint64)
     for sequence in range(len(hashes)):
         start, end = bounds[sequence], bounds[sequence + 1]
-        state = _SEED ^ np.uint64(end - start)
+        state = scalar_mix64(_SEED ^ np.uint64(end - start))  # mixed, or a first word could undo the length
         place = start
         while place + 8 <= end:  # eight ids of one byte make a word
             word = np.uint64(0)

@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-import time
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -105,14 +104,9 @@ def test_version_is_the_installed_one(capsys: pytest.CaptureFixture[str]) -> Non
     assert [part.isdigit() for part in number.split(".")[:2]] == [True, True]
 
 
-def test_help_answers_at_once_and_loads_only_the_standard_library() -> None:
+def test_help_loads_only_the_standard_library() -> None:
     code = "import sys; from megaprot.tools.cli import main; main(['--help']); print(*sys.modules, file=sys.stderr)"
-    times = []
-    for _ in range(3):  # the best of three: the machine may be busy
-        start = time.perf_counter()
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-        times.append(time.perf_counter() - start)
-    assert min(times) < 0.3
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert all(name in done.stdout for name in cli.COMMANDS)
     loaded = {name.partition(".")[0] for name in done.stderr.split()}
     assert not loaded & {"torch", "numpy", "jsonargparse", "yaml", "megatron"}
