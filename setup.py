@@ -44,6 +44,8 @@ setup(
         "safetensors>=0.4",
         "h5py>=3.10",
         "scipy>=1.11",
+        "deepspeed>=0.19.8",
+        "peft>=0.14",
         "matplotlib>=3.8",
     ],
     extras_require={
@@ -60,6 +62,8 @@ setup(
             "wheel",
             "fair-esm>=2.0",
             "megatron-tokenizer-lite==0.0.2",
+            "scikit-learn>=1.4",
+            "tape-proteins>=0.5",
         ],
     },
     entry_points={"console_scripts": ["megaprot = megaprot.tools.cli:main"]},

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Train a small protein BERT on the Pfam domains that ship with the repository, over four processes: preprocess, pretrain
 # under TP2 x PP2 with the distributed optimizer, stop half-way, resume, evaluate, draw; then turn it into a Hugging Face
-# folder, check that transformers alone gives the same loss, embed the domains and draw a map of them. Needs no GPU.
+# folder, check that transformers alone gives the same loss, embed the domains, draw a map of them, and fine-tune on
+# secondary structure. Needs no GPU.
 # usage: examples/quickstart.sh [FOLDER]      (FOLDER must not exist yet; default: quickstart)
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -51,6 +52,12 @@ say "embed the domains and draw a map of them, coloured by Pfam clan"
 megaprot embed --model "$folder/hf" --input examples/pfam/Pfam-A.cut.fasta.gz --output "$folder/embeddings.h5"
 python examples/plot_embedding_map.py "$folder/embeddings.h5" examples/pfam/Pfam-A.cut.fasta.gz \
     examples/pfam/Pfam-A.clans.cut.tsv "$folder/map.png"
+
+say "fine-tune the encoder on secondary structure and measure it on test chains"
+megaprot finetune --config secondary_structure --model "$folder/hf" --data examples/tape --output "$folder/finetuned" \
+    --train.num_steps 60
+megaprot evaluate --task secondary_structure --model "$folder/finetuned" --data examples/tape --split test
+echo "open $folder/finetuned/evaluation_test/report.html"
 
 say "done: validation perplexity on [MASK] positions $perplexity; residue frequencies alone give $frequencies"
 python -c "import sys; sys.exit(not $perplexity < $frequencies)" || {

@@ -20,6 +20,7 @@ from megaprot.finetune.protein_states import gather_proteins
 from megaprot.finetune.task import Task
 from megaprot.finetune.tuning import parameter_groups
 
+
 def import_deepspeed() -> Any:
     """Return the package, quiet, and without the operators that it would compile at the first collective on a CPU."""
     quiet("deepspeed")
@@ -129,4 +130,3 @@ class Engine:
     def _grad_norm(self) -> float:
         norm: Tensor | float | None = self.deepspeed.get_global_grad_norm()
         return float("nan") if norm is None else float(norm)
-

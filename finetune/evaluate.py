@@ -98,7 +98,9 @@ def _predicted(tuned: FinetunedModel, examples: Sequence[Example], request: Requ
 def averaged(found: Sequence[dict[str, Metric]]) -> dict[str, Metric]:
     """Return each metric's mean over models, and the mean of its interval's ends."""
     return {
-        name: Metric(*(statistics.fmean(getattr(one[name], part) for one in found) for part in ("value", "low", "high")))
+        name: Metric(
+            *(statistics.fmean(getattr(one[name], part) for one in found) for part in ("value", "low", "high"))
+        )
         for name in found[0]
     }
 

@@ -55,9 +55,7 @@ def run_split(
     """
     lengths = [len(example.residues) + encoder.vocabulary.num_boundary_tokens for example in examples]
     budget = max_tokens or BATCH_TOKENS[place.device.type]
-    batches = share(
-        range(len(examples)), lengths, budget, encoder.is_padding_free, place.rank, place.world_size
-    )
+    batches = share(range(len(examples)), lengths, budget, encoder.is_padding_free, place.rank, place.world_size)
     found: dict[int, Outcome] = {}
     loss = weight = 0.0
     with torch.no_grad():
@@ -80,8 +78,6 @@ def run_split(
     return Evaluated(total_loss / total_weight if total_weight else float("nan"), outcomes)
 
 
-def split_metrics(
-    task: Task, examples: Sequence[Example], evaluated: Evaluated, num_samples: int
-) -> dict[str, Metric]:
+def split_metrics(task: Task, examples: Sequence[Example], evaluated: Evaluated, num_samples: int) -> dict[str, Metric]:
     """Return the task's metrics over a split, with bootstrap intervals of ``num_samples`` samples (0: none)."""
     return with_intervals(task.metrics(examples, evaluated.outcomes), len(examples), num_samples)

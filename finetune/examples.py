@@ -134,7 +134,9 @@ def read_unlabelled(path: Path, vocabulary: Vocabulary, columns: Columns) -> Ite
             residues = encode(vocabulary, record.sequence)
         except BadSequence as error:
             raise InputError(f"{path}:{record.line}: {record.identifier} {error}; correct or remove it.") from None
-        yield Example(number, number, record.identifier, residues, record.sequence.decode("ascii", "replace"), np.empty(0))
+        yield Example(
+            number, number, record.identifier, residues, record.sequence.decode("ascii", "replace"), np.empty(0)
+        )
 
 
 def _records(split: Split, labels: LabelConfig) -> Iterator[tuple[int, str, str, dict[str, Any]]]:

@@ -56,9 +56,13 @@ def contact_maps(labels: NDArray[np.int64], chances: NDArray[np.floating]) -> An
 
 def curves(rows: Sequence[dict[str, Any]], metric: str) -> Any:
     """Return training and validation loss, and the validation metric, by optimizer step."""
+    from matplotlib.ticker import MaxNLocator
+
     figure, axes = _subplots(2)
     for key, label in (("loss", "training"), ("valid_loss", "validation")):
         axes[0].plot(*_series(rows, key), label=label, marker="o" if key == "valid_loss" else None, markersize=3)
+    for one in axes:
+        one.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes[0].set(xlabel="optimizer step", ylabel="loss")
     axes[0].legend(frameon=False)
     axes[1].plot(*_series(rows, f"valid_{metric}"), marker="o", markersize=3)

@@ -6,8 +6,6 @@ code gives for each protein alone; there a protein's last residues also see the 
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import register_parametrization
@@ -146,9 +144,11 @@ class _WholeNorm(nn.Module):
     """Makes a weight of one norm [1] and a direction, as :func:`_normed` says."""
 
     def forward(self, norm: Tensor, direction: Tensor) -> Tensor:
+        """Return the weight."""
         return direction * (norm / direction.norm())
 
     def right_inverse(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Return norm and direction of a weight."""
         return weight.norm().reshape(1), weight
 
 
@@ -165,7 +165,7 @@ def protein_head(name: str, encoder_size: int, hidden_size: int, num_outputs: in
     """Return a head for whole proteins: ``mean``, ``attention`` or ``tape``."""
     if name == "tape":
         return ProteinHead(TapePooling(encoder_size), _tape_layers(encoder_size, num_outputs))
-    pooling: Any = {"mean": MeanPooling, "attention": lambda: AttentionPooling(encoder_size)}[name]()
+    pooling = MeanPooling() if name == "mean" else AttentionPooling(encoder_size)
     return ProteinHead(pooling, _two_layers(encoder_size, hidden_size, num_outputs, dropout))
 
 

@@ -28,7 +28,9 @@ class Metric:
     high: float
 
 
-def with_intervals(metrics: Mapping[str, Weighted], num_proteins: int, num_samples: int = NUM_SAMPLES) -> dict[str, Metric]:
+def with_intervals(
+    metrics: Mapping[str, Weighted], num_proteins: int, num_samples: int = NUM_SAMPLES
+) -> dict[str, Metric]:
     """Return each metric over all proteins, with intervals of a bootstrap of fixed seed.
 
     Args:

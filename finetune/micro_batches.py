@@ -65,7 +65,9 @@ def share(
     """
     own = [lengths[member] for member in members]
     budget = min(max_tokens, max(max(own), math.ceil(sum(own) / world_size)))
-    batches = [MicroBatch(tuple(members[place] for place in batch)) for batch in plan_batches(own, budget, is_padding_free)]
+    batches = [
+        MicroBatch(tuple(members[place] for place in batch)) for batch in plan_batches(own, budget, is_padding_free)
+    ]
     while len(batches) % world_size:
         batches.append(MicroBatch(batches[-1].members, is_blank=True))
     return batches[rank::world_size]

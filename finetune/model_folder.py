@@ -1,8 +1,8 @@
 """A fine-tuned model on disk: the encoder as a Hugging Face folder, the head, and what the task learned.
 
-    task.json          task, head, labels, what was learned, versions
-    head.safetensors   the head's weights
-    encoder/           config.json, model.safetensors, tokenizer: any tool that reads such folders takes it
+task.json          task, head, labels, what was learned, versions
+head.safetensors   the head's weights
+encoder/           config.json, model.safetensors, tokenizer: any tool that reads such folders takes it
 """
 
 from __future__ import annotations
@@ -135,7 +135,9 @@ def models_of(path: Path) -> list[Path]:
     return [find_model(path / name) for name in read_grid(path).get("best_runs", [""])]
 
 
-def read_model(path: Path, task_name: str = "", device: torch.device | None = None, precision: str = "fp32") -> FinetunedModel:
+def read_model(
+    path: Path, task_name: str = "", device: torch.device | None = None, precision: str = "fp32"
+) -> FinetunedModel:
     """Return a fine-tuned model in evaluation mode.
 
     Args:

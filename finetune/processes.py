@@ -91,7 +91,7 @@ def processes(timeout_minutes: float) -> Iterator[Place]:
 
 def _leave() -> None:
     """Leave the world; DeepSpeed, where it was used, keeps groups of its own and is told to let them go."""
-    comm = sys.modules.get("deepspeed.comm.comm")
+    comm: Any = sys.modules.get("deepspeed.comm.comm")
     if comm is not None and comm.cdb is not None:
         comm.destroy_process_group()
         comm.cdb = None

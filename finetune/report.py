@@ -88,7 +88,7 @@ def page(report: Report) -> str:
     for name, figure in report.figures:
         parts.append(f'<h2>{html.escape(name)}</h2><img alt="{html.escape(name)}" src="{_image(figure)}">')
     head = f'<meta charset="utf-8"><title>{html.escape(title)}</title><style>{_STYLE}</style>'
-    return f"<!doctype html>\n<html lang=\"en\"><head>{head}</head>\n<body>\n" + "\n".join(parts) + "\n</body></html>\n"
+    return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>\n' + "\n".join(parts) + "\n</body></html>\n"
 
 
 def _published(report: Report) -> list[str]:
@@ -117,7 +117,7 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = ["<tr>" + "".join(f"<th>{html.escape(cell)}</th>" for cell in header) + "</tr>"]
     for row in rows:
         cells = [
-            f'<td{" class=number" if place == 1 else ""}>{html.escape(cell)}</td>' for place, cell in enumerate(row)
+            f"<td{' class=number' if place == 1 else ''}>{html.escape(cell)}</td>" for place, cell in enumerate(row)
         ]
         lines.append("<tr>" + "".join(cells) + "</tr>")
     return "<table>" + "\n".join(lines) + "</table>"

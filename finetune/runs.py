@@ -22,6 +22,7 @@ from megaprot.finetune.examples import Example
 from megaprot.finetune.hugging_face import load_encoder
 from megaprot.finetune.model_folder import RUNS
 from megaprot.finetune.processes import Place
+from megaprot.finetune.splits import prepare
 from megaprot.finetune.task import Task
 from megaprot.finetune.training import (
     REQUEUE_MARKER,
@@ -29,7 +30,6 @@ from megaprot.finetune.training import (
     RunResult,
     StopRequest,
     check_resumption,
-    prepare,
     train,
 )
 
@@ -81,7 +81,7 @@ def check(config: FinetuneConfig) -> Plan:
     task, train_examples, valid_examples = prepare(config, encoder)
     for planned in runs:
         task.head_name(planned.config.head)
-        check_resumption(planned.config)
+        check_resumption(planned.config, train_examples)
     return Plan(Path(config.output), runs, task, train_examples, valid_examples)
 
 
@@ -91,7 +91,7 @@ def _grid(config: FinetuneConfig) -> list[Planned]:
     found = []
     for chosen in itertools.product(*axes):
         setting = " ".join(f"{key}={value}" for key, value in chosen)
-        swept = _overridden(replace(config, sweep=[], seeds=1), chosen) if chosen else replace(config, sweep=[], seeds=1)
+        swept = _overridden(replace(config, sweep=[], seeds=1), chosen)
         for seed in range(config.seed, config.seed + max(1, config.seeds)):
             parts = [*(f"{key.split('.')[-1]}_{value}" for key, value in chosen)]
             parts += [f"seed_{seed}"] if config.seeds > 1 else []
@@ -117,6 +117,8 @@ def _axis(text: str) -> list[tuple[str, str]]:
 
 def _overridden(config: FinetuneConfig, chosen: tuple[tuple[str, str], ...]) -> FinetuneConfig:
     """Return a configuration with other values for some keys, checked as flags are."""
+    if not chosen:
+        return config
     with tempfile.TemporaryDirectory() as folder:
         base = Path(folder) / "base.yaml"
         base.write_text(config_to_yaml(config), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""What a task is: how labels are read, which head predicts them, the loss, the metrics, and how predictions are written.
+"""What a task is: how labels are read, which head predicts them, loss, metrics, and how predictions are written.
 
 A task is one file in ``megaprot/finetune/tasks`` (or any Python file named with ``--task``) with a class ``TASK``. The
 training loop, evaluation and prediction know no more of it than what stands here.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import signal
 import time
@@ -10,7 +11,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import numpy as np
 import torch
 
 from megaprot.common.config_yaml import config_to_yaml
@@ -19,17 +19,15 @@ from megaprot.common.files import atomic_write
 from megaprot.common.metrics_log import MetricsLog
 from megaprot.finetune import saves
 from megaprot.finetune.config import FinetuneConfig, LogConfig
-from megaprot.finetune.encoder import Encoder
 from megaprot.finetune.engine import Engine
 from megaprot.finetune.evaluation import Evaluated, run_split, split_metrics
-from megaprot.finetune.examples import Example, find_split, read_examples
+from megaprot.finetune.examples import Example
 from megaprot.finetune.hugging_face import fingerprint, load_encoder
 from megaprot.finetune.micro_batches import Order, share, training_tokens
 from megaprot.finetune.model_folder import BEST, LAST, write_model
 from megaprot.finetune.processes import Place
 from megaprot.finetune.saves import Progress
 from megaprot.finetune.task import Task
-from megaprot.finetune.tasks import open_task
 from megaprot.finetune.tuning import learning_rate, prepare_encoder
 
 _FIXED = ("task", "seed", "labels", "head", "tuning", "train.batch_size", "train.train_examples", "train.precision")
@@ -109,7 +107,7 @@ class Run:
         self.lengths = [len(one.residues) + self.encoder.vocabulary.num_boundary_tokens for one in train]
         self.weights = [task.weight(one) for one in train]
         self.max_tokens = training_tokens(config.train.max_tokens, place.device.type)
-        self.progress = Progress(0, -1, math.nan, 0, run_settings(config))
+        self.progress = Progress(0, -1, math.nan, 0, run_settings(config, train))
         self._resume()
 
     def _resume(self) -> None:
@@ -154,8 +152,11 @@ def _mixed(seed: int, step: int, rank: int) -> int:
     return (seed * 1_000_003 + step * 10_007 + rank) % 2**62
 
 
-def run_settings(config: FinetuneConfig) -> dict[str, Any]:
+def run_settings(config: FinetuneConfig, train: list[Example]) -> dict[str, Any]:
     """Return what must be the same for a run to go on, as JSON holds it."""
+    digest = hashlib.sha256()
+    for example in train:
+        digest.update(example.residues.tobytes() + example.label.tobytes())
     values = asdict(config)
     found = {}
     for key in _FIXED:
@@ -163,15 +164,16 @@ def run_settings(config: FinetuneConfig) -> dict[str, Any]:
         for part in key.split("."):
             value = value[part]
         found[key] = value
-    return found | {"zero_stage": config.engine.zero_stage, "model_sha256": fingerprint(Path(config.model))}
+    sums = {"model_sha256": fingerprint(Path(config.model)), "train_sha256": digest.hexdigest()}
+    return found | {"zero_stage": config.engine.zero_stage, **sums}
 
 
-def check_resumption(config: FinetuneConfig) -> None:
+def check_resumption(config: FinetuneConfig, train: list[Example]) -> None:
     """Raise InputError where the run's folder holds a save of another run."""
     found = saves.newest(Path(config.output) / "checkpoints")
     if found is None:
         return
-    before, now = saves.read_progress(found).settings, run_settings(config)
+    before, now = saves.read_progress(found).settings, run_settings(config, train)
     for key, value in now.items():
         if before.get(key) != value:
             raise InputError(f"{config.output} holds a run with another {key}; go on with the same settings or name "
@@ -204,7 +206,9 @@ def train(run: Run, stop: StopRequest) -> RunResult:
         if is_validated:
             _validate_and_keep(run, log)
             interval.started = time.monotonic()
-        if is_stopped or is_late or at_end or (_due(run, save) if (save := train_config.save_interval) else is_validated):
+        interval_of_saves = train_config.save_interval
+        is_due = _due(run, interval_of_saves) if interval_of_saves else is_validated
+        if is_stopped or is_late or at_end or is_due:
             run.save()
         if log is not None:
             log.advance(progress.step)
@@ -305,7 +309,8 @@ def _open_log(run: Run) -> MetricsLog:
 def _described(run: Run) -> list[str]:
     """Return the lines a run begins with."""
     config, encoder = run.config, run.encoder
-    learning = sum(part.numel() for part in run.engine.model.parameters() if part.requires_grad)
+    parameters = run.engine.model.parameters()  # of sharded ones DeepSpeed knows the number
+    learning = sum(int(getattr(part, "ds_numel", part.numel())) for part in parameters if part.requires_grad)
     how = "padding-free" if encoder.is_padding_free else "in padded batches (its class has no attention interface)"
     lines = [
         f"task {run.task.name}, head {run.task.head_name(config.head)}: {len(run.train):,} proteins to train on, "
@@ -324,33 +329,3 @@ def _described(run: Run) -> list[str]:
     if run.progress.step:
         lines.append(f"going on from step {run.progress.step}")
     return lines
-
-
-def prepare(config: FinetuneConfig, encoder: Encoder) -> tuple[Task, list[Example], list[Example]]:
-    """Return the task, and the training and validation splits as this run uses them.
-
-    Raises:
-        InputError: The task, its head, the data or a record is wrong.
-    """
-    task = open_task(config.task, config.labels)
-    task.head_name(config.head)
-    splits: dict[str, list[Example]] = {}
-    for name in ("train", "valid"):
-        split = find_split(Path(config.data), task.folder, name)
-        splits[name] = read_examples(split, config.labels, encoder.vocabulary, task.label_of)
-        if name == "train":
-            task.learn(splits[name], config.head)
-        task.check(splits[name], str(split.path))
-        if not sum(map(task.weight, splits[name])):
-            raise InputError(f"{split.path} holds no label that counts in the split '{name}'; give the task's data.")
-    train_examples = sampled(splits["train"], config.train.train_examples, config.seed)
-    return task, train_examples, sampled(splits["valid"], config.train.valid_examples, 0)
-
-
-def sampled(examples: list[Example], count: int, seed: int) -> list[Example]:
-    """Return ``count`` proteins drawn by a seed, in their order; all for 0."""
-    if not count or count >= len(examples):
-        return examples
-    chosen = np.sort(np.random.default_rng(seed).choice(len(examples), count, replace=False))
-    return [examples[place] for place in chosen.tolist()]
-

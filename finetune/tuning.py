@@ -115,7 +115,7 @@ def plain_weights(encoder: Encoder) -> Iterator[tuple[str, Tensor]]:
     """
     from peft.tuners.lora import LoraLayer
 
-    merged = {name: part for name, part in encoder.model.named_modules() if isinstance(part, LoraLayer)}
+    merged: dict[str, Any] = {name: part for name, part in encoder.model.named_modules() if isinstance(part, LoraLayer)}
     for name, parameter in encoder.model.named_parameters():
         if ".lora_" in name:
             continue

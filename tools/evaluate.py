@@ -22,7 +22,8 @@ class EvaluateConfig:
             ``megaprot finetune``, whose best model is taken (of several seeds all), or one of its models.
         data: Corpus: a folder of ``megaprot preprocess`` (its ``valid`` part is taken) or the prefix of one part, such
             as ``corpus/train``. Of a task: what ``megaprot finetune`` takes.
-        task: ``mlm``: masked-language modelling with the masks of validation; else the name or Python file of a task.
+        task: ``mlm``: masked-language modelling with the masks of validation; ``unsupervised_contacts``: contacts from
+            the attention of a run, checkpoint or Hugging Face folder; else the name or Python file of a task.
         split: Split of a task's data, such as ``test`` or ``cb513``.
         rows: Rows of a corpus to measure; 0 means all.
         output: JSON file for the numbers; empty prints only. Of a task: folder of ``results.json`` and
@@ -74,44 +75,9 @@ def run(config: EvaluateConfig) -> None:
     if config.task == "mlm":
         _run_corpus(config)
     else:
-        _run_task(config)
+        from megaprot.tools.evaluate_task import run_task
 
-
-def _run_task(config: EvaluateConfig) -> None:
-    """Evaluate a fine-tuned model on a split of its task."""
-    quiet("torch.distributed")
-    from megaprot.common.config_yaml import config_to_yaml
-    from megaprot.finetune.config import LabelConfig
-    from megaprot.finetune.evaluate import Request, evaluate
-    from megaprot.finetune.examples import find_split
-    from megaprot.finetune.model_folder import models_of
-    from megaprot.finetune.processes import processes
-    from megaprot.finetune.tasks import open_task, task_names
-
-    if not config.task.endswith(".py") and config.task not in task_names():
-        raise InputError(f"--task must be mlm, one of {', '.join(task_names())}, or a Python file, but got {config.task!r}.")
-    if config.rows or config.max_tokens < 0 or config_to_yaml(config.parallel) != config_to_yaml(ParallelConfig()):
-        raise InputError("--rows and --parallel are for --task mlm, and --max_tokens is 0 or more; leave them out.")
-    models_of(Path(config.model))
-    find_split(Path(config.data), open_task(config.task, LabelConfig()).folder, config.split)
-    if config.check_processes:
-        print(f"model and data are there for {config.check_processes} processes")
-        return
-    request = Request(
-        task=config.task,
-        model=Path(config.model),
-        data=Path(config.data),
-        split=config.split,
-        output=config.output,
-        max_tokens=config.max_tokens,
-        precision=config.precision,
-    )
-    with processes(30.0) as place:
-        found = evaluate(request, place)
-    if found:
-        metrics = {name: one["value"] for name, one in found["metrics"].items()}
-        print(json.dumps({"task": found["task"], "split": found["split"], "num_examples": found["num_examples"],
-                          **metrics, "output": found["output"]}))  # fmt: skip
+        run_task(config)
 
 
 def _run_corpus(config: EvaluateConfig) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from functools import partial
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -51,13 +51,11 @@ class ParquetReader(TableReader):
         """Yield (row from 1, all cells by column) of each row."""
         arrow, parquet = self._libraries()
         self.source.opened().close()
-        number = 0
         try:
             with parquet.ParquetFile(self.path) as file:
                 self.check_columns(file.schema_arrow.names)
-                for batch in file.iter_batches(_BATCH_ROWS, use_threads=False):
-                    for number, record in enumerate(batch.to_pylist(), start=number + 1):
-                        yield number, record
+                batches = file.iter_batches(_BATCH_ROWS, use_threads=False)
+                yield from enumerate(chain.from_iterable(batch.to_pylist() for batch in batches), start=1)
         except (arrow.ArrowException, OSError) as error:
             reason = str(error).split("\n")[0]
             raise InputError(f"{self.name}: is damaged or no parquet file ({reason}): copy it again.") from None

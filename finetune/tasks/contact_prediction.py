@@ -13,7 +13,13 @@ from torch.nn import functional
 
 from megaprot.finetune import figures
 from megaprot.finetune.config import HeadConfig
-from megaprot.finetune.contact_heads import AttentionContactHead, AttentionSum, contact_head
+from megaprot.finetune.contact_heads import (
+    AttentionContactHead,
+    AttentionSum,
+    CombinedContactHead,
+    contact_head,
+    split_maps,
+)
 from megaprot.finetune.contact_metrics import (
     MIN_SEPARATION,
     contact_labels,
@@ -27,6 +33,8 @@ from megaprot.finetune.metrics import Weighted
 from megaprot.finetune.protein_states import Proteins, whole_states
 from megaprot.finetune.task import Outcome, Task, TaskModel
 
+_MOST_RANK = 128
+"""More is no low rank; ``head.hidden_size`` gives less."""
 _NUM_MAPS = 4
 """Proteins of a split whose maps the report shows."""
 
@@ -34,13 +42,13 @@ _NUM_MAPS = 4
 class ContactModel(TaskModel):
     """Encoder and contact head, which may listen to the attention while the encoder runs."""
 
-    def forward(self, proteins: Proteins) -> list[Tensor]:
-        """Return symmetric logits [L, L] of each protein."""
-        listens = isinstance(self.head, AttentionContactHead)
-        attention = AttentionSum(self.head, proteins) if listens else None  # type: ignore[arg-type]
+    def forward(self, proteins: Proteins) -> Tensor:
+        """Return symmetric logits [L, L] of each protein, flat: see :func:`split_maps`."""
+        listener = self.head.attention if isinstance(self.head, CombinedContactHead) else self.head
+        attention = AttentionSum(listener, proteins) if isinstance(listener, AttentionContactHead) else None
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.is_frozen):
             states = whole_states(self.encoder, proteins, attention.add if attention else None)
-        logits: list[Tensor] = self.head(proteins, states, attention)
+        logits: Tensor = self.head(proteins, states, attention)
         return logits
 
 
@@ -49,7 +57,7 @@ class ContactPrediction(Task):
 
     name = "contact_prediction"
     folder = "proteinnet"
-    heads = ("attention", "low_rank", "tape")
+    heads = ("combined", "attention", "low_rank", "tape")
     metric = "precision_at_l5_min_sep_6"
 
     def label_of(self, record: dict[str, Any], num_residues: int) -> NDArray[Any]:
@@ -71,6 +79,10 @@ class ContactPrediction(Task):
         return positions
 
     @staticmethod
+    def _maps(outputs: Tensor, examples: Sequence[Example]) -> list[Tensor]:
+        return split_maps(outputs, [len(example.residues) for example in examples])
+
+    @staticmethod
     def _map(example: Example) -> NDArray[np.int64]:
         is_valid = np.isfinite(example.label[:, 0])
         return contact_labels(np.nan_to_num(example.label), is_valid)
@@ -78,7 +90,7 @@ class ContactPrediction(Task):
     def build_head(self, config: HeadConfig, encoder: Encoder) -> nn.Module:
         """Return a head of pairs."""
         name = self.head_name(config)
-        rank = min(config.hidden_size, encoder.hidden_size)
+        rank = min(config.hidden_size, _MOST_RANK, encoder.hidden_size)
         return contact_head(name, encoder.hidden_size, encoder.num_layers, encoder.num_heads, rank, config.dropout)
 
     def build_model(self, encoder: Encoder, head: nn.Module, is_frozen: bool) -> nn.Module:
@@ -92,8 +104,8 @@ class ContactPrediction(Task):
 
     def loss(self, outputs: Any, examples: Sequence[Example]) -> Tensor:
         """Return the sum of cross-entropies over labelled entries."""
-        total = outputs[0].new_zeros(())
-        for logits, example in zip(outputs, examples, strict=True):
+        total = outputs.new_zeros(())
+        for logits, example in zip(self._maps(outputs, examples), examples, strict=True):
             labels = torch.from_numpy(self._map(example)).to(logits.device)
             counts = labels >= 0
             total = total + functional.binary_cross_entropy_with_logits(
@@ -104,7 +116,7 @@ class ContactPrediction(Task):
     def outcomes(self, outputs: Any, examples: Sequence[Example]) -> list[Outcome]:
         """Return hits and picks by definition where there are labels, and the most probable pairs."""
         found = []
-        for logits, example in zip(outputs, examples, strict=True):
+        for logits, example in zip(self._maps(outputs, examples), examples, strict=True):
             chances = logits.float().sigmoid().cpu().numpy()
             outcome: Outcome = _most_probable(chances)
             if example.label.size:

@@ -185,7 +185,8 @@ def test_tables_of_all_formats_and_named_columns(tmp_path: Path) -> None:
         (tmp_path / folder).mkdir()
     parquet.write_table(pa.table(columns), tmp_path / "parquet" / "train.parquet")
     for suffix, separator in (("csv", ","), ("tsv", "\t")):
-        lines = [separator.join(columns), *(separator.join(map(str, row)) for row in zip(*columns.values(), strict=True))]
+        rows = [columns, *zip(*columns.values(), strict=True)]
+        lines = [separator.join(map(str, row)) for row in rows]
         (tmp_path / suffix / f"train.{suffix}").write_text("\n".join(lines) + "\n")
     for suffix in ("csv", "tsv", "parquet"):
         found = read("sequence_regression", tmp_path / suffix, labels=labels)

@@ -22,7 +22,8 @@ from megaprot.finetune.hugging_face import load_encoder
 from megaprot.finetune.model_folder import read_model
 from megaprot.finetune.processes import Place, processes
 from megaprot.finetune.protein_states import gather_proteins
-from megaprot.finetune.training import Run, RunResult, StopRequest, check_resumption, prepare, train
+from megaprot.finetune.splits import prepare
+from megaprot.finetune.training import Run, RunResult, StopRequest, check_resumption, train
 from megaprot.finetune.tuning import depth_of, learning_rate, parameter_groups, prepare_encoder
 from megaprot.pretrain import parallel
 from tests.finetune.folders import esm_folder
@@ -127,7 +128,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(inputs: tuple[Path, Path], tmp_path: 
     part = train(run, stop)
     assert (part.num_steps, part.is_finished, part.was_stopped) == (3, False, True)
     assert not (tmp_path / "parts" / "last").exists()
-    check_resumption(first)
+    check_resumption(first, run.train)
     again = finished(first, place)
     assert again == whole
     for name, weight in weights(tmp_path / "whole" / "last").items():
@@ -142,18 +143,21 @@ def test_a_damaged_save_is_passed_over_and_another_run_refused(
 ) -> None:
     config = config_of(inputs, tmp_path, train={"num_steps": 2})
     finished(config, place)
+    _, train_split, _ = prepare(config, load_encoder(inputs[0]))
     (found,) = (tmp_path / "checkpoints").iterdir()
     assert saves.newest(tmp_path / "checkpoints") == found
     with pytest.raises(InputError, match="holds a run with another seed"):
-        check_resumption(replace(config, seed=7))
+        check_resumption(replace(config, seed=7), train_split)
     with pytest.raises(InputError, match="holds a run with another head"):
-        check_resumption(replace(config, head=HeadConfig(name="tape")))
+        check_resumption(replace(config, head=HeadConfig(name="tape")), train_split)
+    with pytest.raises(InputError, match="holds a run with another train_sha256"):
+        check_resumption(config, train_split[1:])
     state = next((found / "state").iterdir())
     content = bytearray(state.read_bytes())
     content[len(content) // 2] ^= 1
     state.write_bytes(bytes(content))
     assert saves.newest(tmp_path / "checkpoints") is None
-    check_resumption(replace(config, seed=7))
+    check_resumption(replace(config, seed=7), train_split)
 
 
 def test_the_best_model_is_kept_and_patience_ends_the_run(
@@ -162,9 +166,7 @@ def test_the_best_model_is_kept_and_patience_ends_the_run(
     run = begun(config_of(inputs, tmp_path, train={"num_steps": 40, "eval_interval": 1, "patience": 2}), place)
     values = iter([0.3, math.nan, 0.5, 0.4, 0.5, 0.9])
     metrics = run.task.metrics
-    monkeypatch.setattr(
-        run.task, "metrics", lambda *split: metrics(*split) | {"accuracy": lambda _, value=next(values): value}
-    )
+    monkeypatch.setattr(run.task, "metrics", lambda *split: metrics(*split) | {"accuracy": lambda _: next(values)})
     result = train(run, StopRequest())
     assert (result.best_step, result.best_value, result.num_steps) == (3, 0.5, 5)
     assert result.is_finished
@@ -271,7 +273,8 @@ def test_impossible_tunings_are_one_sentence(inputs: tuple[Path, Path]) -> None:
 @pytest.mark.parametrize("head", ["convolution", "tape"])
 def test_heads_with_convolutions_train(head: str, inputs: tuple[Path, Path], tmp_path: Path, place: Place) -> None:
     steps = {"num_steps": 15, "eval_interval": 0}
-    config = replace(config_of(inputs, tmp_path, optim={"lr": 3e-3}, train=steps), head=HeadConfig(name=head, hidden_size=16))
+    config = config_of(inputs, tmp_path, optim={"lr": 3e-3}, train=steps)
+    config = replace(config, head=HeadConfig(name=head, hidden_size=16))
     assert finished(config, place).is_finished
     losses = series(tmp_path, "loss")
     assert np.mean(losses[-3:]) < np.mean(losses[:3])

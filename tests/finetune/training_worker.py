@@ -13,7 +13,8 @@ from megaprot.common.metrics_log import read_metrics
 from megaprot.finetune.config import EngineConfig, FinetuneConfig, HeadConfig, OptimConfig, TrainConfig
 from megaprot.finetune.hugging_face import load_encoder
 from megaprot.finetune.processes import Place, processes
-from megaprot.finetune.training import Run, StopRequest, prepare, train
+from megaprot.finetune.splits import prepare
+from megaprot.finetune.training import Run, StopRequest, train
 
 
 def run_stage(config: FinetuneConfig, place: Place) -> dict[str, object]:

@@ -7,12 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch.distributed as dist
 
 from megaprot.finetune.hugging_face import load_encoder
 from megaprot.tools import cli
-from tests.finetune.folders import esm_folder, megatron_bert_folder
+from tests.finetune.folders import esm_folder, megatron_bert_folder, random_proteins
 from tests.finetune.tasks_data import regression_table, secondary_structure
 
 FLAGS = ["--train.batch_size", "8", "--head.hidden_size", "32", "--optim.lr", "0.01", "--train.log_interval", "5"]
@@ -102,9 +103,7 @@ def test_the_same_command_again_takes_no_more_steps(
     assert (tuned / "metrics.jsonl").read_text() == before
 
 
-def test_a_table_of_ones_own_a_grid_and_seeds(
-    inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_table_of_ones_own_a_grid_and_seeds(inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     grid = ["--sweep", "optim.lr=1e-2,1e-9", "head.name=mean", "--seeds", "2", "--train.num_epochs", "3"]
     assert finetune(inputs, tmp_path / "out", *grid, task="sequence_regression", data="table.csv") == 0
     assert "standard deviation over seeds" in capsys.readouterr().out
@@ -207,6 +206,25 @@ def fluorescence(folder: Path) -> Path:
     folder.mkdir()
     (folder / "test.json").write_text(json.dumps([{"primary": "MKT", "log_fluorescence": [1.0]}]))
     return folder
+
+
+def test_contacts_from_attention_alone(inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    random = np.random.default_rng(0)
+    (tmp_path / "proteinnet").mkdir()
+    for name, size in (("train", 22), ("valid", 3)):
+        records = [
+            {"primary": protein.decode(), "tertiary": random.normal(0, 2, (30, 3)).cumsum(axis=0).tolist()}
+            for protein in random_proteins([30] * size)
+        ]
+        (tmp_path / "proteinnet" / f"proteinnet_{name}.json").write_text(json.dumps(records))
+    flags = ["--split", "valid", "--output", str(tmp_path / "numbers.json")]
+    found = evaluate(capsys, inputs / "model", tmp_path, *flags, task="unsupervised_contacts")
+    assert (found["num_examples"], found["num_fitted"]) == (3, 20)
+    written = json.loads((tmp_path / "numbers.json").read_text())
+    assert written["metrics"]["precision_at_l5_min_sep_6"]["value"] == found["precision_at_l5_min_sep_6"]
+    flags = ["--model", str(inputs / "model"), "--data", str(tmp_path), "--check_processes", "2"]
+    assert cli.main(["evaluate", "--task", "unsupervised_contacts", *flags]) == 2
+    assert "runs in one process" in capsys.readouterr().err
 
 
 def test_help_answers_without_loading_torch() -> None:
