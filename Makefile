@@ -1,6 +1,7 @@
 # Each target does all it needs on a fresh machine: virtual environment, installation, run.
 #   make quickstart        train a small protein BERT on real Pfam domains, over four processes
 #   make test              all tests
+#   make test-faults       a run killed at twenty moments against one that was left alone
 #   make lint              ruff and mypy
 #   make bench             the benchmarks, one after another
 # On a machine with GPUs: make CONSTRAINTS= test (the constraints pin a torch without CUDA).
@@ -13,13 +14,16 @@ BIN := $(abspath $(VENV))/bin
 PIP_INSTALL := $(BIN)/python -m pip install $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
 ROOMS := common pretrain finetune tools launch
 
-.PHONY: quickstart test lint bench clean
+.PHONY: quickstart test test-faults lint bench clean
 
 quickstart: $(VENV)/.installed
 	PATH="$(BIN):$$PATH" bash examples/quickstart.sh
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -q
+
+test-faults: $(VENV)/.installed-dev
+	MEGAPROT_NUM_FAULTS=20 $(BIN)/python -m pytest -q tests/distributed/test_faults.py -k random
 
 # mypy knows no mapping of folders to packages: build/types/megaprot/ROOM links to ROOM.
 lint: $(VENV)/.installed-dev

@@ -28,7 +28,7 @@ setup(
     python_requires=">=3.11",
     packages=list(packages()),
     package_dir=packages(),
-    package_data={"": ["py.typed", "recipes/*.yaml"]},
+    package_data={"": ["py.typed", "recipes/*.yaml", "slurm/*", "local/*.sh", "container/*"]},
     install_requires=[
         "torch>=2.10",
         "megatron-core>=0.16.1,<0.17",

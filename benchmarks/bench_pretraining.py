@@ -69,18 +69,20 @@ def ours(shape: str, corpus: Corpus, precision: Any, place: parallel.Place) -> C
     return step
 
 
-def batches(corpus: Corpus, is_grouped: bool) -> Iterator[list[NDArray[Any]]]:
+def batches(
+    corpus: Corpus, is_grouped: bool, size: int = PEER_BATCH, longest: int = LONGEST
+) -> Iterator[list[NDArray[Any]]]:
     """Yield batches of sequences in random order; grouped: sorted by length among 50 batches, as the Trainer does."""
     generator = np.random.default_rng(0)
     while True:
         order = generator.permutation(corpus.num_sequences)
-        for start in range(0, len(order), 50 * PEER_BATCH):
-            pool = order[start : start + 50 * PEER_BATCH]
+        for start in range(0, len(order), 50 * size):
+            pool = order[start : start + 50 * size]
             if is_grouped:
                 pool = pool[np.argsort(corpus.lengths[pool])]
-            chunks = [pool[at : at + PEER_BATCH] for at in range(0, len(pool) - PEER_BATCH + 1, PEER_BATCH)]
+            chunks = [pool[at : at + size] for at in range(0, len(pool) - size + 1, size)]
             for number in generator.permutation(len(chunks)):
-                yield [corpus.sequence(int(index))[: LONGEST - 2] for index in chunks[number]]
+                yield [corpus.sequence(int(index))[: longest - 2] for index in chunks[number]]
 
 
 def masked(sequences: list[NDArray[Any]], width: int) -> tuple[Tensor, Tensor, Tensor]:

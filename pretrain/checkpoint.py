@@ -33,12 +33,14 @@ from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadat
 
 from megaprot.common.command_line import parse_config
 from megaprot.common.config_yaml import config_to_yaml
-from megaprot.common.errors import InputError, RunError
+from megaprot.common.errors import InputError, LostPeersError, RunError
 from megaprot.common.files import publish_folder, sha256_of, write_json_atomically
 from megaprot.common.safe_pickle import load_restricted
 from megaprot.common.vocabulary import Vocabulary
 from megaprot.pretrain.config import PretrainConfig
 from megaprot.pretrain.model.initialisation import SHARDING_METADATA
+from megaprot.pretrain.parallel import lost_peers
+from megaprot.pretrain.shard_writer import no_writer_processes
 
 OPTIMIZER_METADATA = {"distrib_optim_sharding_type": "fully_reshardable"}
 MANIFEST, STATE, WEIGHTS, CONFIG, VOCABULARY = (
@@ -233,15 +235,24 @@ def save(
         except OSError as error:
             failure = f"{partial} cannot be written ({error.strerror}); free the disk or choose another run.dir."
     _on_every_rank(failure)
+    try:
+        strategy = TorchDistSaveShardedStrategy("torch_dist", 1, thread_count=1)
+        with no_writer_processes():
+            dist_checkpointing.save(_sharded_state(chunks, optimizer, False), str(partial / WEIGHTS), strategy)
+    except (CheckpointException, CheckpointingException, OSError, RuntimeError) as error:
+        if lost_peers(error):
+            raise
+        if isinstance(error, CheckpointException) and not error.failures:  # those of others are told to them alone
+            raise LostPeersError(f"another process could not write its part of {final}; see its message.") from error
+        # At once and alone: the other ranks are inside another collective of the save, and lose this one.
+        raise RunError(
+            f"the checkpoint {final} could not be written ({_last_line(error)}); free the disk and start again."
+        ) from error
     checksums: dict[str, Any] = {}
     try:
-        # One writer a rank: more would be forked beside it and compete for the same cores.
-        strategy = TorchDistSaveShardedStrategy("torch_dist", 1, thread_count=1)
-        dist_checkpointing.save(_sharded_state(chunks, optimizer, False), str(partial / WEIGHTS), strategy)
         checksums = _checksums(partial, (f"__{rank}_*", "common.pt", "metadata.json", ".metadata"), rank)
-    except (OSError, RuntimeError, CheckpointException, CheckpointingException) as error:
-        problem = _last_line(error)
-        failure = f"the checkpoint {final} could not be written ({problem}); free the disk and start again."
+    except OSError as error:
+        failure = f"the checkpoint {final} could not be written ({error.strerror}); free the disk and start again."
     _on_every_rank(failure)
     gathered: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(gathered, checksums)
@@ -266,9 +277,7 @@ def _checksums(partial: Path, patterns: tuple[str, ...], rank: int) -> dict[str,
 
 def sizes_and_checksums(folder: Path, names: Collection[str]) -> dict[str, Any]:
     """Return what the manifest says of files below ``folder``: {name: size and sha256}."""
-    return {
-        name: {"num_bytes": (folder / name).stat().st_size, "sha256": sha256_of(folder / name)} for name in names
-    }
+    return {name: {"num_bytes": (folder / name).stat().st_size, "sha256": sha256_of(folder / name)} for name in names}
 
 
 def _finish(
@@ -308,8 +317,11 @@ def describe(
 def prune(checkpoints: Path, keep: int, newest: int) -> None:
     """Delete all but the last ``keep`` complete saves up to step ``newest``, the one just proven; 0 keeps all.
 
-    Saves that are incomplete or of later steps, which a resumed run has passed over, are left to look at.
+    Saves that are incomplete or of later steps, which a resumed run has passed over, are left to look at; what a killed
+    process left half-written or half-deleted is removed.
     """
+    for leftover in [*checkpoints.glob(".step_*.partial"), *checkpoints.glob(".step_*.deleted")]:
+        shutil.rmtree(leftover, ignore_errors=True)
     earlier = (step for step in saved_steps(checkpoints) if step <= newest)
     complete = [step for step in earlier if not problem_of(step_folder(checkpoints, step))]
     for step in complete[keep:] if keep else []:

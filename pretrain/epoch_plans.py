@@ -9,10 +9,11 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -111,9 +112,10 @@ def user_folder() -> Path:
         InputError: where something that is not this user's stands in its place.
     """
     folder = Path(tempfile.gettempdir()) / f"megaprot-plans-{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    state = folder.lstat()
-    if state.st_uid != os.getuid() or state.st_mode & 0o022 or not folder.is_dir():
+    with suppress(OSError):  # who files a plan in it tells why it cannot be made
+        folder.mkdir(mode=0o700)
+    state = folder.lstat() if os.path.lexists(folder) else None
+    if state and (state.st_uid != os.getuid() or state.st_mode & 0o022 or not stat.S_ISDIR(state.st_mode)):
         raise InputError(f"{folder}: is not this user's own folder: remove it or give data.plan_folder.")
     return folder
 

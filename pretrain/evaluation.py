@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from megatron.core.distributed import DistributedDataParallel
 
+from megaprot.common import heartbeat
 from megaprot.pretrain import checkpoint
 from megaprot.pretrain.config import PretrainConfig
 from megaprot.pretrain.corpus import Corpus
@@ -35,6 +36,7 @@ def evaluate_stream(
     total = Tally()
     for rows in iterate_validation(stream, batch_rows, place.data_rank, place.data_size, 0):
         total = add_tallies(total, evaluate_rows(chunks, rows, place))
+        heartbeat.progress()
     return total
 
 

@@ -5,7 +5,10 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing import context, resource_tracker
+from multiprocessing.popen_spawn_posix import Popen
 from typing import Any
 
 import numpy as np
@@ -113,9 +116,9 @@ def _load(builders: list[RowBuilder], requests: Iterator[_Request], num_workers:
     if num_workers > 0:
         # Started afresh and not forked: NCCL and InfiniBand do not survive a fork, and the memory map is opened anew.
         options = {
-            "multiprocessing_context": "spawn",
+            "multiprocessing_context": _LoaderContext(),
             "prefetch_factor": _STEPS_READ_AHEAD,
-            "worker_init_fn": _live_and_die_with_the_parent,
+            "worker_init_fn": _die_with_the_parent,
         }
     loader: DataLoader[StepRows | MegaprotError] = DataLoader(
         _RequestedRows(builders),
@@ -126,8 +129,10 @@ def _load(builders: list[RowBuilder], requests: Iterator[_Request], num_workers:
         generator=torch.Generator(),  # else starting a loader moves torch's global generator, and dropout with it
         **options,
     )
+    with _signals_held_back():
+        rows = iter(loader)
     try:
-        for step_rows in loader:
+        for step_rows in rows:
             if isinstance(step_rows, MegaprotError):
                 raise step_rows
             yield step_rows
@@ -145,13 +150,47 @@ def _as_it_is(step_rows: Any) -> Any:
     return step_rows
 
 
-def _live_and_die_with_the_parent(worker: int) -> None:
-    """Let a loader process outlive Ctrl-C and Slurm's warning, which the training process answers, but not its parent.
+class _LoaderPopen(Popen):
+    """A started loader process. multiprocessing ends its daemons by SIGTERM and waits for them; these never see one."""
+
+    def terminate(self) -> None:
+        """End the process by SIGKILL: it holds nothing that must be put in order."""
+        self.kill()
+
+
+class _LoaderProcess(context.SpawnProcess):
+    @staticmethod
+    def _Popen(process_obj: Any) -> Popen:  # multiprocessing's name
+        return _LoaderPopen(process_obj)
+
+
+class _LoaderContext(context.SpawnContext):
+    Process = _LoaderProcess
+
+
+@contextmanager
+def _signals_held_back() -> Iterator[None]:
+    """Start processes inside that no signal meant for the training process can end.
+
+    SIGTERM, Ctrl-C and Slurm's warning often reach every process of a job; a loader's death would end the run without a
+    save. A process inherits what its parent blocks, so loaders are deaf from their first instruction on, while signals
+    to the parent only wait for the end of the block.
+    """
+    numbers = {signal.SIGTERM, signal.SIGINT, signal.SIGUSR1}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+    try:
+        resource_tracker.ensure_running()  # started by the first process otherwise, and that unblocks two of them
+        signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _die_with_the_parent(worker: int) -> None:
+    """Let a loader process end when the training process does.
 
     torch's own watch starts too late for a parent that is killed while its loaders start: they would stay for ever.
     """
-    for number in (signal.SIGINT, signal.SIGUSR1):  # SIGTERM is how the parent itself ends them
-        signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_exit_after_the_parent, daemon=True).start()
 
 

@@ -69,6 +69,8 @@ def describe_run(
     device = torch.cuda.get_device_name() if place.device.type == "cuda" else "CPU (gloo)"
     kernel = resolve_backend(model, train.precision)
     millions = count_parameters(config, blend.vocabulary.size) / 1e6
+    unit = "residues" if blend.vocabulary.is_per_residue else "tokens"
+    num_rows = sum(stream.num_rows(0, corpus) for corpus in range(len(blend.train)))
     return [
         f"model     {millions:.1f} M parameters: {model.num_layers} layers, hidden {model.hidden_size}, "
         f"{model.num_attention_heads} heads, {model.position_embedding} positions, "
@@ -79,8 +81,8 @@ def describe_run(
         f"distributed optimizer {'on' if parallel.distributed_optimizer else 'off'}",
         f"kernels   attention {kernel}, LayerNorm torch, AdamW torch fused, {train.precision}, "
         f"recompute {train.recompute} ({fused_parts()})",
-        f"data      {blend.num_sequences:,} sequences, {blend.num_residues:,} residues in "
-        f"{stream.num_rows(0):,} rows of {config.data.row_tokens} tokens; {train.global_batch_rows} rows a step",
+        f"data      {blend.num_sequences:,} sequences, {blend.num_residues:,} {unit}; an epoch has "
+        f"{num_rows:,} rows of {config.data.row_tokens} tokens; {train.global_batch_rows} rows a step",
     ]
 
 

@@ -162,11 +162,16 @@ class ValidationStream:
     """
 
     def __init__(
-        self, corpora: Sequence[Corpus], shape: RowShape, weights: Sequence[float] = (1.0,), max_rows: int = 0
+        self,
+        corpora: Sequence[Corpus],
+        shape: RowShape,
+        weights: Sequence[float] = (1.0,),
+        max_rows: int = 0,
+        plan_folder: str = "",
     ) -> None:
         """Take corpora and the shape of a row. Raises InputError for lengths that do not fit."""
         self.builders = [RowBuilder(corpus, shape, 0, by_content=True) for corpus in corpora]
-        self._plans = [EpochPlans(corpus, shape, 0).plan(0) for corpus in corpora]
+        self._plans = [EpochPlans(corpus, shape, 0, folder=plan_folder).plan(0) for corpus in corpora]
         self._rows: list[tuple[int, int]] = []
         for corpus, (plan, weight) in enumerate(zip(self._plans, weights, strict=True)):
             share = max(1, round(max_rows * weight / sum(weights))) if max_rows else plan.num_rows

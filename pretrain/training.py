@@ -14,9 +14,11 @@ import torch.distributed as dist
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import MegatronOptimizer
 
+from megaprot.common import heartbeat
 from megaprot.common.config_yaml import config_to_yaml
 from megaprot.common.errors import RunError
 from megaprot.common.files import atomic_write
+from megaprot.common.metrics_log import MetricsLog
 from megaprot.common.packing import PackedRow
 from megaprot.pretrain import checkpoint
 from megaprot.pretrain.blend import Blend
@@ -26,11 +28,12 @@ from megaprot.pretrain.engine import build_model, transformer_config
 from megaprot.pretrain.evaluation import add_tallies, evaluate_stream
 from megaprot.pretrain.guard import reason_to_skip, remember
 from megaprot.pretrain.loading import iterate_steps
-from megaprot.pretrain.metrics_log import MetricsLog
 from megaprot.pretrain.optimizer import apply_settings, build_optimizer, learning_rate, set_learning_rate
 from megaprot.pretrain.parallel import Place, seed_dropout
 from megaprot.pretrain.report import describe_run, interval_row, progress_line
+from megaprot.pretrain.shared_folder import require_shared
 from megaprot.pretrain.step import StepResult, Tally, accumulate_gradients, apply_gradients
+from megaprot.pretrain.stragglers import Stragglers
 from megaprot.pretrain.stream import StreamPosition, TrainingStream, ValidationStream
 from megaprot.pretrain.validation import batch_rows_at, row_shape_of
 
@@ -95,6 +98,8 @@ class Training:
         self.config, self.place, self.blend = config, place, blend
         self.stop = StopRequest()  # first of all: building and loading can take minutes
         self.checkpoints = Path(config.run.dir) / "checkpoints"
+        require_shared(Path(config.run.dir), place)
+        self.stragglers = Stragglers(place)
         engine = transformer_config(config)
         self.chunks: list[DistributedDataParallel] = build_model(config, engine, blend.vocabulary, place)
         self.optimizer: MegatronOptimizer = build_optimizer(config.optim, config.train, config.parallel, self.chunks)
@@ -104,7 +109,7 @@ class Training:
         self.stream = TrainingStream(
             blend.train, shape, config.run.seed, blend.weights, data.sampling == "clusters", data.plan_folder
         )
-        self.validation = ValidationStream(blend.valid, shape, blend.weights, config.train.eval_rows)
+        self.validation = ValidationStream(blend.valid, shape, blend.weights, config.train.eval_rows, data.plan_folder)
         self.state = TrainingState(position=self.stream.start.to_dict(), data_fingerprint=blend.fingerprint)
         self.saved_step = -1
         self._resume()
@@ -115,6 +120,7 @@ class Training:
         if newest is None:
             self._take_initial_weights()
             return
+        heartbeat.mark("loading")
         checkpoint.load(newest, self.chunks, self.optimizer)
         apply_settings(self.optimizer, self.config.optim)
         self.state = checkpoint.read_state(newest)
@@ -136,6 +142,8 @@ class Training:
         """Yield (step, this rank's rows, data position afterwards) for the steps still to take."""
         position = StreamPosition.from_dict(self.state.position)
         todo = range(self.state.step, self.config.train.num_steps)
+        asked = time.perf_counter()
+        heartbeat.mark("reading rows", self.state.step)
         for loaded in iterate_steps(
             self.stream,
             position,
@@ -145,7 +153,11 @@ class Training:
             self.place.data_size,
             self.config.data.num_workers,
         ):
+            self.stragglers.seconds_waited += time.perf_counter() - asked
+            heartbeat.mark("training")
             yield loaded.step, loaded.rows, loaded.position_after
+            asked = time.perf_counter()
+            heartbeat.mark("reading rows", self.state.step)
 
     def take_step(self, step: int, rows: list[PackedRow], requests: list[float]) -> tuple[StepResult, str]:
         """Take optimizer step ``step`` on this rank's rows; return its result and why it was skipped, if it was."""
@@ -178,12 +190,14 @@ class Training:
 
     def validate(self) -> Tally:
         """Return the tally over the validation rows, the same on every rank."""
+        heartbeat.mark("validating", self.state.step)
         return evaluate_stream(self.chunks, self.validation, self.config, self.place)
 
     def save(self) -> None:
         """Write a checkpoint of the present step, then drop the oldest ones; a second call at one step does nothing."""
         if self.saved_step == self.state.step:
             return
+        heartbeat.mark("saving", self.state.step)
         for chunk in self.chunks if self.config.parallel.overlap_communication else ():
             if self.config.parallel.distributed_optimizer:
                 chunk.start_param_sync(force_sync=True)  # else gathered only by the next forward pass
@@ -285,9 +299,11 @@ def train(training: Training) -> None:
         last = state.step == config.train.num_steps or preempted or out_of_time
         if state.step % config.train.log_interval == 0 or last:
             row = interval_row(config, training.blend.vocabulary.size, state, result, interval, place)
+            slow = training.stragglers.look(time.perf_counter() - interval.started)
             if log is not None:
                 log.write(row)
-                log.say(progress_line(row))
+                for line in (progress_line(row), *slow):
+                    log.say(line)
             interval = Interval()
         if log is not None:
             log.advance(state.step)

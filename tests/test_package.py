@@ -44,7 +44,7 @@ def test_the_wheel_holds_every_source_file_recipe_and_type_marker(wheel: Path) -
     wanted = {
         f"megaprot/{file.relative_to(ROOT)}"
         for room in ROOMS
-        for pattern in ("*.py", "recipes/*.yaml", "py.typed")
+        for pattern in ("*.py", "recipes/*.yaml", "py.typed", "slurm/*", "local/*.sh", "container/*")
         for file in (ROOT / room).rglob(pattern)
     }
     held = {name for name in zipfile.ZipFile(wheel).namelist() if name.startswith("megaprot/")}

@@ -18,10 +18,10 @@ import torch
 import torch.distributed as dist
 
 from megaprot.common.config_yaml import config_to_yaml
+from megaprot.common.metrics_log import read_metrics
 from megaprot.pretrain import parallel
 from megaprot.pretrain.checkpoint import read_state, saved_steps
 from megaprot.pretrain.config import PretrainConfig
-from megaprot.pretrain.metrics_log import read_metrics
 from megaprot.pretrain.parallel import Place
 from tests.distributed.resume_worker import Job, run_jobs
 from tests.pretrain.runs import Rows, begin, copy_checkpoint, rows_of, run, saved_tensors, small_config, write_corpus
@@ -235,7 +235,7 @@ def test_a_launched_run_that_is_preempted_saves_and_goes_on(world: World, tmp_pa
         time.sleep(0.05)
     first.send_signal(signal.SIGTERM)
     output = first.communicate(timeout=120)[0]
-    assert first.returncode == 128 + signal.SIGTERM, output
+    assert first.returncode == 0, output
     step = saved_steps(folder / "checkpoints")[0]
     assert 3 <= step < config.train.num_steps
     assert (folder / "REQUEUE").read_text() == f"step {step}\n"

@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from torch.distributed import checkpoint as torch_checkpoint
 
 from megaprot.common.masking import MASK_TOKEN
+from megaprot.common.metrics_log import read_metrics
 from megaprot.common.packing import PackedRow
 from megaprot.common.vocabulary import Vocabulary
 from megaprot.pretrain.config import PretrainConfig
 from megaprot.pretrain.corpus import CorpusWriter
-from megaprot.pretrain.metrics_log import read_metrics
 from megaprot.pretrain.parallel import Place
 from megaprot.pretrain.step import Tally
 from megaprot.pretrain.training import Training, train

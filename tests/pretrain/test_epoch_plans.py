@@ -96,6 +96,22 @@ def test_a_folder_that_others_can_write_to_is_not_trusted(tmp_path: Path, monkey
     folder.chmod(0o777)
     with pytest.raises(InputError, match="not this user's own folder"):
         user_folder()
+    folder.rmdir()
+    for stand_in in (folder.touch, lambda: folder.symlink_to(tmp_path)):
+        stand_in()
+        with pytest.raises(InputError, match="not this user's own folder"):
+            user_folder()
+        folder.unlink()
+
+
+def test_without_a_folder_for_temporary_files_plans_are_kept_in_memory(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(epoch_plans.tempfile, "gettempdir", lambda: str(tmp_path / "file"))
+    monkeypatch.setattr(epoch_plans, "FILED_FROM", 1)
+    assert EpochPlans(corpus, SHAPE, 1).plan(0).num_rows > 0
+    assert "cannot be filed" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from megaprot.common.metrics_log import read_metrics
 from megaprot.common.packing import to_tensors
 from megaprot.pretrain import throughput
 from megaprot.pretrain.config import ModelConfig, PretrainConfig
-from megaprot.pretrain.metrics_log import read_metrics
 from megaprot.pretrain.parallel import Place
 from megaprot.pretrain.report import count_parameters, progress_line
 from megaprot.pretrain.throughput import peak_memory_bytes, peak_tflops, training_flops

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
+from megaprot.common.metrics_log import read_metrics
 from megaprot.pretrain.checkpoint import saved_steps, step_folder
-from megaprot.pretrain.metrics_log import read_metrics
 from megaprot.pretrain.parallel import Place
 from tests.pretrain.runs import (
     Rows,
