@@ -23,8 +23,8 @@ class ModelConfig:
         token_dropout: ESM-2's rescaling of embeddings by the share of ``<mask>`` tokens in each sequence.
         initial_std: Standard deviation of initial weights; the two output projections of a layer get
             ``initial_std / sqrt(2 * num_layers)`` as in Megatron-LM.
-        attention_backend: ``sdpa`` (anywhere), ``matmul`` (CPU, for bf16), ``varlen`` (torch's flash attention,
-            CUDA), ``te`` (Transformer Engine); ``auto`` takes the fastest that can run here. The run's first lines name it.
+        attention_backend: ``sdpa`` (anywhere), ``matmul`` (CPU, bf16), ``varlen`` (torch's flash attention, CUDA),
+            ``te`` (Transformer Engine); ``auto`` takes the fastest that can run here. The run's first lines name it.
     """
 
     num_layers: int = 6
@@ -146,6 +146,7 @@ class TrainConfig:
         ramp_up_increment_rows: Rows added at each increase.
         ramp_up_steps: Steps until the full batch is reached.
         precision: Data type of weights and activations; the optimizer keeps fp32 copies.
+        fp8: Multiply the layers' matrices in FP8 (Transformer Engine, H100 or newer); pays from some 3B parameters.
         initial_loss_scale: First loss scale of fp16; losses are summed over a row's masked positions, so it is low.
         recompute: Recompute activations in the backward pass: ``none``, ``selective`` (attention) or ``full``.
         log_interval: Steps between log rows.
@@ -165,6 +166,7 @@ class TrainConfig:
     ramp_up_increment_rows: int = 0
     ramp_up_steps: int = 0
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"
+    fp8: bool = False
     initial_loss_scale: float = 4096.0
     recompute: Literal["none", "selective", "full"] = "none"
     log_interval: int = 10

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import importlib.util
 from functools import partial
 
 import torch
+import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
+from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.enums import AttnBackend
 from megatron.core.transformer.transformer_config import TransformerConfig
 
+from megaprot.common.errors import InputError
 from megaprot.common.vocabulary import Vocabulary
 from megaprot.pretrain.config import PretrainConfig
 from megaprot.pretrain.model.attention import resolve_backend
@@ -47,6 +51,23 @@ def _pipeline_layout(config: PretrainConfig) -> list[list[str]] | None:
     return [["embedding", *layout[0]], *layout[1:-1], [*layout[-1], "loss"]]
 
 
+def check_fp8(config: PretrainConfig) -> None:
+    """Raise InputError where ``train.fp8`` is asked for and cannot be had."""
+    if not config.train.fp8:
+        return
+    if config.train.precision != "bf16":
+        raise InputError("train.fp8 multiplies matrices of a bf16 model; set train.precision bf16.")
+    if not torch.cuda.is_available() or torch.cuda.get_device_capability() < (9, 0):
+        raise InputError("train.fp8 needs a GPU of compute capability 9.0 (H100) or newer; switch it off here.")
+    if importlib.util.find_spec("transformer_engine") is None:
+        raise InputError("train.fp8 needs the package transformer-engine (pip install megaprot[gpu]).")
+    tensor = config.parallel.tensor
+    row_tokens, model = config.data.row_tokens, config.model
+    for name, size in (("data.row_tokens", row_tokens), ("model.hidden_size", model.hidden_size)):
+        if size % (32 * tensor):
+            raise InputError(f"train.fp8 needs a multiple of {32 * tensor} for {name}, not {size}.")
+
+
 def transformer_config(config: PretrainConfig) -> TransformerConfig:
     """Return megatron-core's configuration of the encoder for this run.
 
@@ -57,6 +78,8 @@ def transformer_config(config: PretrainConfig) -> TransformerConfig:
     model, parallel, train = config.model, config.parallel, config.train
     dtype = PRECISIONS[train.precision]
     interleaved = parallel.virtual_pipeline > 1
+    # Both recipes scale by present values alone: no history has to be saved for a run to go on as it was.
+    is_blackwell = train.fp8 and torch.cuda.get_device_capability() >= (10, 0)
     recompute = {"none": None, "selective": "selective", "full": "full"}[train.recompute]
     return TransformerConfig(
         num_layers=model.num_layers,
@@ -78,6 +101,8 @@ def transformer_config(config: PretrainConfig) -> TransformerConfig:
         pipeline_dtype=dtype,
         bf16=train.precision == "bf16",
         fp16=train.precision == "fp16",
+        fp8=("e4m3" if is_blackwell else "hybrid") if train.fp8 else None,
+        fp8_recipe="mxfp8" if is_blackwell else "tensorwise",
         tensor_model_parallel_size=parallel.tensor,
         pipeline_model_parallel_size=parallel.pipeline,
         virtual_pipeline_model_parallel_size=parallel.virtual_pipeline if interleaved else None,
@@ -91,12 +116,38 @@ def transformer_config(config: PretrainConfig) -> TransformerConfig:
         recompute_method="uniform" if recompute == "full" else None,
         recompute_num_layers=1 if recompute == "full" else None,
         bias_activation_fusion=False,
-        bias_dropout_fusion=False,
+        bias_dropout_fusion=torch.cuda.is_available(),  # compiled by torch
         masked_softmax_fusion=False,
         apply_rope_fusion=False,
         gradient_accumulation_fusion=False,
         persist_layer_norm=False,
     )
+
+
+def finalize_gradients(
+    chunks: list[DistributedDataParallel],
+    num_masked: torch.Tensor | None = None,
+    pg_collection: ProcessGroupCollection | None = None,
+    force_all_reduce: bool = False,
+) -> None:
+    """Reduce gradients as megatron-core does, then divide them by the global number of masked positions.
+
+    megatron-core's own division asks the device whether the number is 0, and the host waits for the answer.
+
+    Args:
+        chunks: This rank's model chunks.
+        num_masked: Masked positions of this data-parallel rank, on the last pipeline stage.
+        pg_collection: The groups, for megatron-core.
+        force_all_reduce: For megatron-core.
+    """
+    finalize_model_grads(chunks, None, pg_collection=pg_collection, force_all_reduce=force_all_reduce)
+    if num_masked is None:
+        return
+    stages = parallel_state.get_pipeline_model_parallel_group()
+    dist.broadcast(num_masked, src=parallel_state.get_pipeline_model_parallel_last_rank(), group=stages)
+    dist.all_reduce(num_masked, group=parallel_state.get_data_parallel_group(with_context_parallel=True))
+    for chunk in chunks:
+        chunk.scale_gradients(1.0 / num_masked.clamp(min=1))
 
 
 def build_model(
@@ -135,7 +186,7 @@ def build_model(
         bert = bert.to(device=place.device, dtype=engine.params_dtype)
         initialise(bert, config.run.seed, config.model.initial_std, config.model.num_layers)
         chunks.append(DistributedDataParallel(engine, ddp_config, bert, disable_bucketing=chunk > 0))
-    engine.finalize_model_grads_func = finalize_model_grads
+    engine.finalize_model_grads_func = finalize_gradients
     if config.parallel.overlap_communication:
         engine.no_sync_func = [wrapped.no_sync for wrapped in chunks] if virtual > 1 else chunks[0].no_sync
     return chunks

@@ -64,7 +64,8 @@ class AdamW(torch.optim.Optimizer):
                 self._update(group, parameters)
 
     def _update(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
-        count = torch.tensor(float(group["step"]), device=parameters[0].device)
+        # Filled on the device: a copy from the host would wait for all that the device still has to do.
+        count = torch.full((), float(group["step"]), device=parameters[0].device)
         torch._fused_adamw_(
             parameters,
             [parameter.grad for parameter in parameters if parameter.grad is not None],
@@ -147,6 +148,21 @@ def build_optimizer(
         part.optimizer.create_moments()
     apply_settings(optimizer, optim)
     return optimizer
+
+
+def squared_gradient_norm(optimizer: MegatronOptimizer, data_size: int) -> Tensor:
+    """Return this rank's part of the squared norm of all gradients, fp64, on their device: the parts add up to it.
+
+    Replicas under data parallelism give an equal share each; megatron-core leaves out what several tensor-parallel
+    ranks or pipeline stages hold. Unlike its ``get_grad_norm`` this does not wait for the device.
+    """
+    total = torch.zeros((), dtype=torch.float64, device=torch.cuda.current_device())
+    for part in optimizer.chained_optimizers:
+        gradients = part.get_main_grads_for_grad_norm()
+        if gradients:
+            squares = torch.stack(torch._foreach_norm(gradients)).double().square().sum()
+            total += squares if isinstance(part, DistributedOptimizer) else squares / data_size
+    return total
 
 
 def apply_settings(optimizer: MegatronOptimizer, optim: OptimConfig) -> None:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from megaprot.common.masking import MASK_TOKEN
 from megaprot.common.packing import PackedBatch, PackedRow, to_tensors
+from megaprot.pretrain.optimizer import squared_gradient_norm
 from megaprot.pretrain.parallel import Place
 
 
@@ -158,6 +159,9 @@ def accumulate_gradients(
 ) -> StepResult:
     """Run forward and backward over the global batch and make gradients ready, without changing a weight.
 
+    All that the host must know of a step travels in one message and is read once, at the end (fp16 aside, where
+    megatron-core asks for overflows): before that, the host only hands work to the device.
+
     Args:
         chunks: This rank's model chunks.
         optimizer: Owner of the gradients.
@@ -171,12 +175,14 @@ def accumulate_gradients(
     for chunk in chunks:
         chunk.zero_grad_buffer()
     optimizer.zero_grad()
+    is_cuda = place.device.type == "cuda"
+    extra = torch.tensor(list(requests), dtype=torch.float64, pin_memory=is_cuda).to(place.device, non_blocking=True)
     sums = run_rows(chunks, rows, place, train=True)
-    extra = torch.tensor(list(requests), dtype=torch.float64, device=place.device) * place.tensor_size
-    total = sum_over_world(torch.cat((sums, extra)), place)
     overflow = optimizer.prepare_grads()
-    grad_norm = math.nan if overflow else float(optimizer.get_grad_norm())
-    return StepResult(Tally(*total[:5]), grad_norm, total[5:])
+    squared_norm = squared_gradient_norm(optimizer, place.data_size).unsqueeze(0)
+    values = torch.cat((sums, place.tensor_size * squared_norm, place.tensor_size * extra))
+    total = sum_over_world(values, place)
+    return StepResult(Tally(*total[:5]), math.nan if overflow else math.sqrt(total[5]), total[6:])
 
 
 def apply_gradients(optimizer: MegatronOptimizer, grad_norm: float, clip_grad: float) -> None:

@@ -23,7 +23,7 @@ from megaprot.pretrain.checkpoint import (
     read_vocabulary,
 )
 from megaprot.pretrain.config import DataConfig, ModelConfig, ParallelConfig, PretrainConfig, TrainConfig
-from megaprot.pretrain.engine import layers_per_chunk
+from megaprot.pretrain.engine import check_fp8, layers_per_chunk
 from megaprot.pretrain.model.attention import resolve_backend
 from megaprot.pretrain.model.protein_bert import VOCABULARY_MULTIPLE
 from megaprot.pretrain.rows import RowShape
@@ -290,6 +290,7 @@ def validate(config: PretrainConfig, num_processes: int) -> Blend:
     check_batch(config.train, config.parallel, data_size)
     masking_of(config.data)
     resolve_backend(config.model, config.train.precision)
+    check_fp8(config)
     blend = open_blend(config.data)
     check_row_shape(config.data.row_tokens, config.data.max_sequence_length, blend.vocabulary.num_boundary_tokens)
     check_run_folder(config, blend)

@@ -3,7 +3,7 @@
 Four kernels compute the same thing; the run names the one it uses and a missing one is an error, never replaced:
 
 * ``sdpa``: ``scaled_dot_product_attention`` sequence by sequence, on any device and in any precision;
-* ``matmul``: plain matrix products sequence by sequence, on the CPU: several times as fast there in bf16;
+* ``matmul``: plain matrix products sequence by sequence, on the CPU in bf16: several times as fast there;
 * ``varlen``: ``torch.nn.attention.varlen``, flash attention over ``cu_seqlens`` (CUDA, bf16 or fp16);
 * ``te``: Transformer Engine's fused attention in its packed ("thd") layout (CUDA).
 """
@@ -65,6 +65,11 @@ def apply_rotary(states_tnd: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return (states * cos + torch.cat((-second, first), dim=-1) * sin).to(states_tnd.dtype)
 
 
+def rotate(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    """Apply ``apply_rotary`` to query and key; compiled on GPUs, so that fp32 stays in registers."""
+    return apply_rotary(query, cos, sin), apply_rotary(key, cos, sin)
+
+
 def _sdpa(query: Tensor, key: Tensor, value: Tensor, packed: PackedSequences, dropout: float) -> Tensor:
     outputs = []
     for parts in zip(*(states.split(packed.segment_lengths) for states in (query, key, value)), strict=True):
@@ -75,7 +80,8 @@ def _sdpa(query: Tensor, key: Tensor, value: Tensor, packed: PackedSequences, dr
 
 
 def _matmul(query: Tensor, key: Tensor, value: Tensor, packed: PackedSequences, dropout: float) -> Tensor:
-    attended = SegmentAttention.apply(query, key, value, packed.segment_lengths)
+    table = packed.rotary_cos, packed.rotary_sin
+    attended = SegmentAttention.apply(query, key, value, *table, packed.segment_lengths)
     assert isinstance(attended, Tensor)  # torch does not say what apply returns
     return attended
 
@@ -97,7 +103,7 @@ def _problem(name: str, model: ModelConfig, precision: str) -> str:
     if name in ("matmul", "varlen") and model.attention_dropout > 0:
         return "has no attention dropout"
     if name == "matmul":
-        return "is for the CPU" if torch.cuda.is_available() else ""
+        return "is for the CPU" if torch.cuda.is_available() else "" if precision == "bf16" else "runs in bf16 only"
     if not torch.cuda.is_available():
         return "needs a CUDA device"
     if torch.cuda.get_device_capability() < (8, 0):
@@ -125,8 +131,7 @@ def resolve_backend(model: ModelConfig, precision: str) -> str:
     """
     name = model.attention_backend
     if name == "auto":
-        # In fp32 torch's flash kernel for the CPU is as fast as plain products, and takes less memory.
-        candidates = ("varlen", "te", "matmul", "sdpa") if precision == "bf16" else ("varlen", "te", "sdpa")
+        candidates = ("varlen", "te", "matmul", "sdpa")
         return next(one for one in candidates if not _problem(one, model, precision))
     problem = _problem(name, model, precision)
     if problem:
@@ -149,6 +154,7 @@ class PackedAttention(torch.nn.Module):
         self.config = config
         self.dropout = config.attention_dropout
         self.kernel: Any = {"sdpa": _sdpa, "matmul": _matmul, "varlen": _varlen}.get(backend)
+        self.rotate: Any = torch.compile(rotate, dynamic=False) if torch.cuda.is_available() else rotate
         if backend == "te":
             from megatron.core.extensions.transformer_engine import TEDotProductAttention
 
@@ -178,9 +184,8 @@ class PackedAttention(torch.nn.Module):
         """
         packed = packed_seq_params
         assert packed is not None, "packed attention needs the row's segments"
-        if packed.rotary_cos is not None and packed.rotary_sin is not None:
-            query = apply_rotary(query, packed.rotary_cos, packed.rotary_sin)
-            key = apply_rotary(key, packed.rotary_cos, packed.rotary_sin)
+        if packed.rotary_cos is not None and self.kernel is not _matmul:  # which rotates on its way
+            query, key = self.rotate(query, key, packed.rotary_cos, packed.rotary_sin)
         if self.kernel is None:
             return self.transformer_engine(
                 query, key, value, None, attn_mask_type=attn_mask_type, packed_seq_params=packed

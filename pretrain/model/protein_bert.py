@@ -9,10 +9,9 @@ from megatron.core import tensor_parallel
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
 from megatron.core.models.common.language_module.language_module import LanguageModule
 from megatron.core.parallel_state import get_tensor_model_parallel_rank
-from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
+from megatron.core.tensor_parallel.layers import ColumnParallelLinear
 from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType, ModelType
-from megatron.core.transformer.mlp import MLP, MLPSubmodules
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import (
     TransformerBlock,
@@ -27,7 +26,9 @@ from megaprot.common.vocabulary import Vocabulary
 from megaprot.pretrain.config import ModelConfig
 from megaprot.pretrain.model.attention import PackedAttention, PackedSequences, rotary_table
 from megaprot.pretrain.model.embedding import ProteinEmbedding
+from megaprot.pretrain.model.feed_forward import FeedForward
 from megaprot.pretrain.model.layer_norm import LayerNorm
+from megaprot.pretrain.model.linears import linear_layers
 from megaprot.pretrain.model.lm_head import LMHead
 
 VOCABULARY_MULTIPLE = 128
@@ -38,8 +39,9 @@ def padded_vocabulary_size(vocabulary: Vocabulary) -> int:
     return -(-vocabulary.size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
 
 
-def layer_specification(attention_backend: str) -> ModuleSpec:
+def layer_specification(attention_backend: str, has_fp8: bool) -> ModuleSpec:
     """Return megatron-core's recipe for one pre-LN layer with packed attention (Megatron's ``ModuleSpec`` system)."""
+    column, row = linear_layers(has_fp8)
     return ModuleSpec(
         module=TransformerLayer,
         submodules=TransformerLayerSubmodules(
@@ -48,16 +50,14 @@ def layer_specification(attention_backend: str) -> ModuleSpec:
                 module=SelfAttention,
                 params={"attn_mask_type": AttnMaskType.padding},
                 submodules=SelfAttentionSubmodules(
-                    linear_qkv=ColumnParallelLinear,
+                    linear_qkv=column,
                     core_attention=partial(PackedAttention, attention_backend),
-                    linear_proj=RowParallelLinear,
+                    linear_proj=row,
                 ),
             ),
             self_attn_bda=get_bias_dropout_add,
             pre_mlp_layernorm=LayerNorm,
-            mlp=ModuleSpec(
-                module=MLP, submodules=MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear)
-            ),
+            mlp=FeedForward,
             mlp_bda=get_bias_dropout_add,
         ),
     )
@@ -103,7 +103,7 @@ class ProteinBert(LanguageModule):
                 mask_token=vocabulary.mask if model.token_dropout else -1,
             )
         num_layers = get_num_layers_to_build(config, vp_stage)
-        layers = [layer_specification(attention_backend)] * num_layers
+        layers = [layer_specification(attention_backend, config.fp8 is not None)] * num_layers
         self.encoder = TransformerBlock(
             config=config,
             spec=TransformerBlockSubmodules(layer_specs=layers, layer_norm=LayerNorm),
