@@ -64,6 +64,7 @@ setup(
             "megatron-tokenizer-lite==0.0.2",
             "scikit-learn>=1.4",
             "tape-proteins>=0.5",
+            "tensorboard>=2.16",
         ],
     },
     entry_points={"console_scripts": ["megaprot = megaprot.tools.cli:main"]},
