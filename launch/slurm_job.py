@@ -36,6 +36,8 @@ def main(argv: list[str]) -> int:
     if asks_only(command):
         fail(f"{command[0]} would only print something; call megaprot {shlex.join(command)} here")
     script = render(options, command)
+    if options.gpu:
+        _ask_planner(options, command)
     if options.dry_run:
         print(script, end="")
         return 0
@@ -55,6 +57,7 @@ def _parser() -> Parser:
     add("--nodes", "N", "nodes, or a range such as 2-4 to take what is free (1)", default="1")
     add("--gpus_per_node", "N", "GPUs of each node, one rank each", type=number(1), default=0)
     add("--gpu_type", "NAME", "kind of GPU, as the site calls it", default="")
+    add("--gpu", "NAME", "what they are (h100, a100-80, ...): a layout that cannot fit them is refused", default="")
     add("--nproc", "N", "ranks of each node, where there are no GPUs", type=number(1), default=0)
     add("--cpus_per_rank", "N", "cores of each rank (8 with a GPU, else 1)", type=number(1), default=0)
     add("--time", "T", "time limit, as sbatch takes it: 24:00:00 or 2-00:00:00", required=True)
@@ -121,6 +124,20 @@ def render(options: argparse.Namespace, command: list[str]) -> str:
     }
     values["job_name"] = re.sub(r"[^\w.+-]", "_", values["job_name"].replace("{task}", "").rstrip("_-")) or command[0]
     return templates.fill(template, values)
+
+
+def _ask_planner(options: argparse.Namespace, command: list[str]) -> None:
+    """End with the planner's sentence and exit status where the layout does not fit the GPUs of the fewest nodes.
+
+    The planner knows the model, which this room does not: it is asked as a user would ask it.
+    """
+    if command[0] != "pretrain" or not options.gpus_per_node:
+        fail("--gpu is for pretrain on GPUs: leave it out, or give --gpus_per_node N")
+    num_gpus = int(options.nodes.partition("-")[0]) * options.gpus_per_node
+    asked = ["plan", *command[1:], "--check", "true", "--gpus", str(num_gpus), "--gpu", options.gpu]
+    done = subprocess.run([sys.executable, "-m", "megaprot.tools.cli", *asked], stdout=subprocess.DEVNULL)
+    if done.returncode:
+        raise SystemExit(done.returncode)
 
 
 def run_folder(command: list[str]) -> str:

@@ -223,3 +223,19 @@ def test_ranks_get_whole_cores_of_one_socket(tmp_path: Path) -> None:
     assert binding.shares(set(range(16)), 4, tmp_path) == [{0, 8, 1, 9}, {2, 10, 3, 11}, {4, 12, 5, 13}, {6, 14, 7, 15}]
     assert binding.shares({0, 1}, 4, tmp_path) == [{0, 1}] * 4
     assert binding.shares({5, 3}, 2, tmp_path / "absent") == [{3}, {5}]
+
+
+def test_a_layout_that_cannot_fit_is_refused_before_the_job_is_queued(capfd: pytest.CaptureFixture[str]) -> None:
+    job = ["--gpus_per_node", "8", "--gpu", "h100", "--time", "60", "--dry_run", "--"]
+    launch_program.main(["slurm", *job, *PRETRAIN])
+    assert capfd.readouterr().out.startswith("#!/usr/bin/env bash")
+    with pytest.raises(SystemExit) as ended:
+        launch_program.main(["slurm", *job, *PRETRAIN, "--config", "esm2_15b"])
+    assert ended.value.code == 2
+    printed = capfd.readouterr()
+    assert printed.out == ""
+    assert len(printed.err.splitlines()) == 1
+    assert "no room is left for gradients" in printed.err
+    with pytest.raises(SystemExit):
+        launch_program.main(["slurm", *SITES["cpu_nodes"][0], "--gpu", "h100", "--dry_run", "--", *PRETRAIN])
+    assert "--gpu is for pretrain on GPUs" in capfd.readouterr().err
