@@ -15,6 +15,8 @@ from megaprot.common.errors import InputError
 
 RESIDUE_LETTERS = "ABCDEFGHIKLMNOPQRSTUVWXYZ"
 BEGIN, PAD, END, UNKNOWN, MASK = SPECIAL_PIECES = ("<cls>", "<pad>", "<eos>", "<unk>", "<mask>")
+MODEL_FILE = "vocabulary.model"
+"""Name of the model beside a Hugging Face tokenizer of pieces; not one that transformers looks for."""
 SMALLEST_SIZE = len(SPECIAL_PIECES) + len(RESIDUE_LETTERS) + 1
 LARGEST_SIZE = 1 << 16
 _LONGEST_TEXT = 4096  # residues; the trainer passes over longer texts, so that they are cut

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from megaprot.common.metrics_log import series
+
 _MOST_NAMED_CLASSES = 30
 
 
@@ -60,20 +62,14 @@ def curves(rows: Sequence[dict[str, Any]], metric: str) -> Any:
 
     figure, axes = _subplots(2)
     for key, label in (("loss", "training"), ("valid_loss", "validation")):
-        axes[0].plot(*_series(rows, key), label=label, marker="o" if key == "valid_loss" else None, markersize=3)
+        axes[0].plot(*series(rows, key), label=label, marker="o" if key == "valid_loss" else None, markersize=3)
     for one in axes:
         one.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes[0].set(xlabel="optimizer step", ylabel="loss")
     axes[0].legend(frameon=False)
-    axes[1].plot(*_series(rows, f"valid_{metric}"), marker="o", markersize=3)
+    axes[1].plot(*series(rows, f"valid_{metric}"), marker="o", markersize=3)
     axes[1].set(xlabel="optimizer step", ylabel=f"validation {metric}")
     return figure
-
-
-def _series(rows: Sequence[dict[str, Any]], key: str) -> tuple[list[float], list[float]]:
-    """Return steps and values of the rows that hold ``key``."""
-    pairs = [(row["step"], row[key]) for row in rows if row.get(key) is not None]
-    return [step for step, _ in pairs], [value for _, value in pairs]
 
 
 def _subplots(columns: int) -> tuple[Any, Any]:

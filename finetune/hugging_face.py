@@ -16,6 +16,7 @@ import torch
 from megaprot.common.errors import InputError
 from megaprot.common.files import sha256_of
 from megaprot.common.quiet import quiet
+from megaprot.common.sentencepiece_model import MODEL_FILE
 from megaprot.common.vocabulary import get_vocabulary
 from megaprot.finetune import packed_attention
 from megaprot.finetune.encoder import Encoder
@@ -25,8 +26,6 @@ MODEL_TYPES = ("esm", "bert", "megatron-bert")
 """Encoders that tests compare with transformers one sequence at a time."""
 TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "*.model")
 """Patterns of the files transformers keeps a tokenizer in."""
-PIECES = "vocabulary.model"
-"""The SentencePiece model that ``megaprot convert`` puts beside a tokenizer of pieces."""
 _NOT_NEEDED = ("contact_head", "position_ids", "pooler", "inv_freq")
 """Tensors a folder may lack."""
 
@@ -59,7 +58,7 @@ def load_encoder(
     except Exception as error:
         text = f"{folder} has no tokenizer that can be read ({_first_line(error)}); copy its files there."
         raise InputError(text) from error
-    pieces = folder / PIECES
+    pieces = folder / MODEL_FILE
     vocabulary = get_vocabulary(str(pieces)) if pieces.is_file() else vocabulary_of(tokenizer, str(folder))
     model = _load_weights(folder, with_head, offline)
     if precision == "bf16":

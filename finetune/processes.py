@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +10,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+
+from megaprot.common.world import join_world
 
 
 @dataclass(frozen=True)
@@ -70,19 +70,7 @@ def processes(timeout_minutes: float) -> Iterator[Place]:
     Args:
         timeout_minutes: Longest wait in one collective.
     """
-    for name, value in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"), ("MASTER_ADDR", "127.0.0.1")):
-        os.environ.setdefault(name, value)
-    timeout = datetime.timedelta(minutes=timeout_minutes)
-    has_cuda = torch.cuda.is_available()
-    device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if has_cuda else torch.device("cpu")
-    if has_cuda:
-        torch.cuda.set_device(device)
-    backend = "nccl" if has_cuda else "gloo"
-    if os.environ["WORLD_SIZE"] == "1":
-        # Alone, a rendezvous in memory: two runs on one machine never meet on a port.
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
-    else:
-        dist.init_process_group(backend, timeout=timeout)
+    device = join_world(timeout_minutes)
     try:
         yield Place(dist.get_rank(), dist.get_world_size(), device)
     finally:

@@ -14,7 +14,8 @@ from typing import Any
 from megaprot.common.command_line import parse_config
 from megaprot.common.config_yaml import config_to_yaml
 from megaprot.common.errors import InputError
-from megaprot.common.files import atomic_write, write_json_atomically
+from megaprot.common.files import write_json_atomically
+from megaprot.common.stopping import StopRequest, leave_marker, remove_marker
 from megaprot.finetune.checks import check_config
 from megaprot.finetune.config import FinetuneConfig
 from megaprot.finetune.evaluate import Request, described, evaluate
@@ -25,10 +26,8 @@ from megaprot.finetune.processes import Place
 from megaprot.finetune.splits import prepare
 from megaprot.finetune.task import Task
 from megaprot.finetune.training import (
-    REQUEUE_MARKER,
     Run,
     RunResult,
-    StopRequest,
     check_resumption,
     train,
 )
@@ -132,7 +131,6 @@ def take(plan: Plan, place: Place) -> None:
     A signal ends the run that is on and the whole, with a marker in the output's folder: the same command goes on.
     """
     stop = StopRequest()
-    marker = plan.output / REQUEUE_MARKER
     results = []
     for planned in plan.runs:
         if place.is_main and planned.name:
@@ -141,13 +139,12 @@ def take(plan: Plan, place: Place) -> None:
         task.learn(plan.train, planned.config.head)
         run = Run(planned.config, task, plan.train, plan.valid, place)
         if place.is_main:
-            marker.unlink(missing_ok=True)
+            remove_marker(plan.output)
         results.append(train(run, stop))
         del run
         if not results[-1].is_finished:
             if place.is_main and results[-1].was_stopped:
-                with atomic_write(marker) as stream:
-                    stream.write(f"step {results[-1].num_steps}\n".encode())
+                leave_marker(plan.output, results[-1].num_steps)
             return
     if place.is_main and plan.runs[0].name:
         summary = summarised(plan, results)

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import math
-import signal
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -17,6 +15,7 @@ from megaprot.common.config_yaml import config_to_yaml
 from megaprot.common.errors import InputError, RunError
 from megaprot.common.files import atomic_write
 from megaprot.common.metrics_log import MetricsLog
+from megaprot.common.stopping import StopRequest
 from megaprot.finetune import saves
 from megaprot.finetune.config import FinetuneConfig, LogConfig
 from megaprot.finetune.engine import Engine
@@ -32,22 +31,6 @@ from megaprot.finetune.tuning import learning_rate, prepare_encoder
 
 _FIXED = ("task", "seed", "labels", "head", "tuning", "train.batch_size", "train.train_examples", "train.precision")
 """Keys a run goes on with only as they were."""
-
-
-REQUEUE_MARKER = "REQUEUE"
-"""In the output's folder: the run was asked to stop, has saved, and goes on when the same command starts again."""
-
-
-class StopRequest:
-    """Remembers SIGTERM and SIGUSR1, so that a run saves and ends after the step it is in."""
-
-    def __init__(self) -> None:
-        self.is_made = False
-        for number in (signal.SIGTERM, signal.SIGUSR1):
-            signal.signal(number, self._remember)
-
-    def _remember(self, number: int, frame: FrameType | None) -> None:
-        self.is_made = True
 
 
 @dataclass

@@ -37,9 +37,9 @@ from megaprot.common.errors import InputError, LostPeersError, RunError
 from megaprot.common.files import publish_folder, sha256_of, write_json_atomically
 from megaprot.common.safe_pickle import load_restricted
 from megaprot.common.vocabulary import Vocabulary
+from megaprot.common.world import lost_peers
 from megaprot.pretrain.config import PretrainConfig
 from megaprot.pretrain.model.initialisation import SHARDING_METADATA
-from megaprot.pretrain.parallel import lost_peers
 from megaprot.pretrain.shard_writer import no_writer_processes
 
 OPTIMIZER_METADATA = {"distrib_optim_sharding_type": "fully_reshardable"}

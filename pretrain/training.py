@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import math
-import signal
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 
 import torch.distributed as dist
 from megatron.core.distributed import DistributedDataParallel
@@ -20,6 +18,7 @@ from megaprot.common.errors import RunError
 from megaprot.common.files import atomic_write
 from megaprot.common.metrics_log import MetricsLog
 from megaprot.common.packing import PackedRow
+from megaprot.common.stopping import StopRequest, leave_marker, remove_marker
 from megaprot.pretrain import checkpoint
 from megaprot.pretrain.blend import Blend
 from megaprot.pretrain.checkpoint import TrainingState
@@ -36,8 +35,6 @@ from megaprot.pretrain.step import StepResult, Tally, accumulate_gradients, appl
 from megaprot.pretrain.stragglers import Stragglers
 from megaprot.pretrain.stream import StreamPosition, TrainingStream, ValidationStream
 from megaprot.pretrain.validation import batch_rows_at, row_shape_of
-
-REQUEUE_MARKER = "REQUEUE"
 
 
 @dataclass
@@ -61,18 +58,6 @@ class Interval:
     masked: float = 0.0
     started: float = field(default_factory=lambda: time.perf_counter())
     num_steps: int = 0
-
-
-class StopRequest:
-    """Remembers SIGTERM and SIGUSR1, so that the run saves and ends after the step it is in."""
-
-    def __init__(self) -> None:
-        self.signal_number = 0
-        for number in (signal.SIGTERM, signal.SIGUSR1):
-            signal.signal(number, self._remember)
-
-    def _remember(self, number: int, frame: FrameType | None) -> None:
-        self.signal_number = number
 
 
 def _measures(rows: list[PackedRow], place: Place) -> list[float]:
@@ -276,7 +261,7 @@ def train(training: Training) -> None:
     log = None
     if place.is_main:
         run_folder.mkdir(parents=True, exist_ok=True)
-        (run_folder / REQUEUE_MARKER).unlink(missing_ok=True)
+        remove_marker(run_folder)
         with atomic_write(run_folder / "config.yaml") as stream:
             stream.write(config_to_yaml(config).encode())
         log = MetricsLog(config.run, state.step, config.train.num_steps)
@@ -290,7 +275,7 @@ def train(training: Training) -> None:
     preempted = out_of_time = False
     for step, rows, position in training.steps():
         late = config.train.max_minutes and time.monotonic() - started > 60.0 * config.train.max_minutes
-        requests = [float(stop.signal_number > 0), float(bool(late) and place.is_main), *_measures(rows, place)]
+        requests = [float(stop.is_made), float(bool(late) and place.is_main), *_measures(rows, place)]
         result, skipped = training.take_step(step, rows, requests)
         _absorb(training, interval, result, skipped, position)
         preempted, out_of_time = result.requests[0] > 0, result.requests[1] > 0
@@ -316,8 +301,7 @@ def train(training: Training) -> None:
             break
     if log is not None:
         if preempted:
-            with atomic_write(run_folder / REQUEUE_MARKER) as stream:
-                stream.write(f"step {state.step}\n".encode())
+            leave_marker(run_folder, state.step)
             log.say(f"asked to stop: saved at step {state.step}; start the same command again to go on")
         elif out_of_time:
             log.say(f"train.max_minutes reached: saved at step {state.step}; start the same command again to go on")

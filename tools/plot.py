@@ -9,7 +9,7 @@ from typing import Any
 
 from megaprot.common.errors import InputError
 from megaprot.common.files import atomic_write
-from megaprot.common.metrics_log import read_metrics
+from megaprot.common.metrics_log import read_metrics, series
 
 
 @dataclass
@@ -31,12 +31,6 @@ class PlotConfig:
 CONFIG = PlotConfig
 
 
-def _series(rows: list[dict[str, Any]], key: str) -> tuple[list[float], list[float]]:
-    """Return steps and values of the rows that hold ``key``; what was not finite is left out."""
-    pairs = [(row["step"], row[key]) for row in rows if row.get(key) is not None]
-    return [step for step, _ in pairs], [value for _, value in pairs]
-
-
 def draw(runs: dict[str, list[dict[str, Any]]], output: Path, baseline: float) -> None:
     """Write the figure: loss by step on the left, perplexity on mask tokens on the right.
 
@@ -55,12 +49,12 @@ def draw(runs: dict[str, list[dict[str, Any]]], output: Path, baseline: float) -
     colours = pyplot.rcParams["axes.prop_cycle"].by_key()["color"]
     for number, (name, rows) in enumerate(runs.items()):
         colour, prefix = colours[number % len(colours)], f"{name} " if len(runs) > 1 else ""
-        left.plot(*_series(rows, "loss"), color=colour, alpha=0.5, linewidth=1, label=f"{prefix}training")
+        left.plot(*series(rows, "loss"), color=colour, alpha=0.5, linewidth=1, label=f"{prefix}training")
         left.plot(
-            *_series(rows, "validation_loss"), color=colour, marker="o", markersize=4, label=f"{prefix}validation"
+            *series(rows, "validation_loss"), color=colour, marker="o", markersize=4, label=f"{prefix}validation"
         )
         right.plot(
-            *_series(rows, "validation_mask_perplexity"), color=colour, marker="o", markersize=4, label=f"{prefix}model"
+            *series(rows, "validation_mask_perplexity"), color=colour, marker="o", markersize=4, label=f"{prefix}model"
         )
     left.set(xlabel="optimizer step", ylabel="loss (nats a masked residue)", title="Loss")
     right.set(xlabel="optimizer step", ylabel="perplexity", title="Validation perplexity on mask tokens")

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from megaprot.common.errors import InputError, RunError
 from megaprot.common.metrics_log import read_metrics
+from megaprot.common.stopping import StopRequest
 from megaprot.finetune import saves
 from megaprot.finetune.config import FinetuneConfig, HeadConfig, LogConfig, OptimConfig, TrainConfig, TuningConfig
 from megaprot.finetune.hugging_face import load_encoder
@@ -23,7 +24,7 @@ from megaprot.finetune.model_folder import read_model
 from megaprot.finetune.processes import Place, processes
 from megaprot.finetune.protein_states import gather_proteins
 from megaprot.finetune.splits import prepare
-from megaprot.finetune.training import Run, RunResult, StopRequest, check_resumption, train
+from megaprot.finetune.training import Run, RunResult, check_resumption, train
 from megaprot.finetune.tuning import depth_of, learning_rate, parameter_groups, prepare_encoder
 from megaprot.pretrain import parallel
 from tests.finetune.folders import esm_folder

@@ -10,11 +10,12 @@ from pathlib import Path
 import torch
 
 from megaprot.common.metrics_log import read_metrics
+from megaprot.common.stopping import StopRequest
 from megaprot.finetune.config import EngineConfig, FinetuneConfig, HeadConfig, OptimConfig, TrainConfig
 from megaprot.finetune.hugging_face import load_encoder
 from megaprot.finetune.processes import Place, processes
 from megaprot.finetune.splits import prepare
-from megaprot.finetune.training import Run, StopRequest, train
+from megaprot.finetune.training import Run, train
 
 
 def run_stage(config: FinetuneConfig, place: Place) -> dict[str, object]:

@@ -14,8 +14,6 @@ from megaprot.common import sentencepiece_model
 from megaprot.common.errors import InputError
 from megaprot.common.vocabulary import Vocabulary
 
-MODEL_FILE = "vocabulary.model"  # not a name that transformers looks for
-
 
 def model_of_pieces(vocabulary: Vocabulary) -> dict[str, Any]:
     """Return the ``model`` part of ``tokenizer.json`` for a SentencePiece vocabulary.

@@ -14,9 +14,10 @@ from typing import Any
 
 from megaprot.common.errors import InputError
 from megaprot.common.files import write_json_atomically
+from megaprot.common.sentencepiece_model import MODEL_FILE
 from megaprot.common.vocabulary import VOCABULARIES, Vocabulary, get_vocabulary
 from megaprot.tools.conversion.hugging_face_config import read_json
-from megaprot.tools.conversion.pieces import MODEL_FILE, model_of_pieces, serialized
+from megaprot.tools.conversion.pieces import model_of_pieces, serialized
 
 _UNLIMITED = 1_000_000_000
 _EACH_LETTER = {"type": "Split", "pattern": {"Regex": "."}, "behavior": "Isolated", "invert": False}

@@ -12,10 +12,9 @@ from torch import nn
 
 from megaprot.common import sentencepiece_model
 from megaprot.common.errors import InputError
-from megaprot.common.sentencepiece_model import RESIDUE_LETTERS
+from megaprot.common.sentencepiece_model import MODEL_FILE, RESIDUE_LETTERS
 from megaprot.common.vocabulary import BadSequence, Vocabulary, get_vocabulary
 from megaprot.pretrain import checkpoint
-from megaprot.tools.conversion.pieces import MODEL_FILE
 from megaprot.tools.conversion.tokenizer import read_vocabulary, write_tokenizer
 from tests.pretrain.model.oracles import esm_for_masked_lm, logits_alone, randomise
 from tests.tools.conversion.models import SMALL, assert_same_tensors, converted, largest_difference, loaded, refused
