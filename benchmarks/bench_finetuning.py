@@ -75,7 +75,7 @@ def megaprot_step(data: list[tuple[str, np.ndarray]], place: Place, head: str, f
         members = list(range(first, first + BATCH_SIZE))
         batches = share(members, lengths, training_tokens(0, place.device.type), True, 0, 1)
         weight = sum(len(examples[member].residues) for member in members)
-        return engine.take_step(examples, batches, float(weight), 1e-4).num_residues
+        return engine.take_step(examples, batches, float(weight), 1e-4, 0).num_residues
 
     return step
 

@@ -133,15 +133,18 @@ def nearest(name: str, known: typing.Iterable[str]) -> str:
     """Return the known name closest to ``name`` (difflib's ratio over the whole name and over its last part).
 
     A name whose last part is right but whose section is missing or wrong (``hidden_size`` for ``model.hidden_size``)
-    is taken to mean that key. Raises ValueError when nothing is known.
+    is taken to mean that key; where the section is right, its keys come before those of others. Raises ValueError when
+    nothing is known.
     """
 
     def likeness(candidate: str) -> float:
         ratio = difflib.SequenceMatcher(None, given, candidate).ratio()
-        last = difflib.SequenceMatcher(None, given.rpartition(".")[2], candidate.rpartition(".")[2]).ratio()
-        return ratio + last
+        section, _, key = candidate.rpartition(".")
+        last = difflib.SequenceMatcher(None, given_key, key).ratio()
+        return ratio + last + (0.5 if section and section == given_section else 0.0)
 
     given = same_name(name)
+    given_section, _, given_key = given.rpartition(".")
     return max(known, key=likeness)
 
 

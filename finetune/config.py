@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from megaprot.finetune.config_function import FunctionConfig
+from megaprot.finetune.config_ppi import PpiConfig
+
 
 @dataclass
 class LabelConfig:
@@ -169,6 +172,8 @@ class FinetuneConfig:
         train: Length, batch, precision, intervals.
         engine: DeepSpeed.
         log: Loggers.
+        ppi: Settings of the tasks on protein pairs.
+        function: Settings of the task function.
         check_processes: Validate for this many processes and exit; 0 trains.
     """
 
@@ -186,4 +191,6 @@ class FinetuneConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
     log: LogConfig = field(default_factory=LogConfig)
+    ppi: PpiConfig = field(default_factory=PpiConfig)
+    function: FunctionConfig = field(default_factory=FunctionConfig)
     check_processes: int = 0

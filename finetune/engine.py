@@ -13,10 +13,8 @@ from torch import Tensor, nn
 
 from megaprot.common.quiet import quiet
 from megaprot.finetune.config import EngineConfig, OptimConfig, TrainConfig
-from megaprot.finetune.examples import Example
 from megaprot.finetune.micro_batches import MicroBatch
 from megaprot.finetune.processes import Place
-from megaprot.finetune.protein_states import gather_proteins
 from megaprot.finetune.task import Task
 from megaprot.finetune.tuning import parameter_groups
 
@@ -89,14 +87,13 @@ class Engine:
         model: nn.Module = self.deepspeed.module
         return model
 
-    def outputs(self, examples: Sequence[Example]) -> Any:
-        """Return the model's outputs for proteins; all processes call it equally often."""
+    def outputs(self, examples: Sequence[Any], seed: int) -> Any:
+        """Return the model's outputs for examples in training; all processes call it equally often."""
         encoder: Any = self.model.encoder
-        proteins = gather_proteins(encoder.vocabulary, encoder.longest, [example.residues for example in examples])
-        return self.deepspeed(proteins.to(self.place.device))
+        return self.deepspeed(self.task.collate(encoder, examples, seed).to(self.place.device))
 
     def take_step(
-        self, examples: Sequence[Example], batches: Sequence[MicroBatch], total_weight: float, lr: float
+        self, examples: Sequence[Any], batches: Sequence[MicroBatch], total_weight: float, lr: float, seed: int
     ) -> StepResult:
         """Take one optimizer step on this process's micro-batches.
 
@@ -109,6 +106,7 @@ class Engine:
             batches: Of this process; all processes have as many.
             total_weight: Labels of the step on all processes.
             lr: Learning rate before the groups' scales.
+            seed: Of what the task draws for this step.
         """
         for group, scale in zip(self.optimizer.param_groups, self.scales, strict=True):
             group["lr"] = lr * scale
@@ -117,12 +115,12 @@ class Engine:
         for place, batch in enumerate(batches):
             members = [examples[member] for member in batch.members]
             self.deepspeed.set_gradient_accumulation_boundary(place == len(batches) - 1)
-            loss = self.task.loss(self.outputs(members), members) / max(total_weight, 1.0)
+            loss = self.task.loss(self.outputs(members, seed), members) / max(total_weight, 1.0)
             if batch.is_blank:
                 loss = loss * 0.0
             else:
                 loss_sum += float(loss.detach())
-                num_residues += sum(len(member.residues) for member in members)
+                num_residues += sum(map(self.task.num_residues, members))
             self.deepspeed.backward(loss * self.place.world_size, scale_wrt_gas=False)
             self.deepspeed.step()
         return StepResult(loss_sum, num_residues, self._grad_norm())

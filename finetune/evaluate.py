@@ -14,7 +14,6 @@ from tqdm import tqdm
 from megaprot.common.metrics_log import read_metrics
 from megaprot.finetune import figures
 from megaprot.finetune.evaluation import Evaluated, run_split, split_metrics
-from megaprot.finetune.examples import Example, find_split, read_examples
 from megaprot.finetune.metrics import NUM_SAMPLES, Metric
 from megaprot.finetune.model_folder import FinetunedModel, models_of, read_grid, read_model
 from megaprot.finetune.processes import Place
@@ -52,7 +51,7 @@ def evaluate(request: Request, place: Place) -> dict[str, Any]:
     """
     folders = models_of(request.model)
     found: list[dict[str, Metric]] = []
-    shown: tuple[FinetunedModel, list[Example], Evaluated] | None = None
+    shown: tuple[FinetunedModel, list[Any], Evaluated] | None = None
     for folder in folders:
         tuned = read_model(folder, request.task, place.device, request.precision)
         examples = read_split(tuned, request)
@@ -69,6 +68,7 @@ def evaluate(request: Request, place: Place) -> dict[str, Any]:
         num_examples=len(examples),
         metrics=averaged(found),
         definitions=tuned.task.definitions(),
+        unit=tuned.task.unit,
         about=_about(request, tuned, folders, evaluated),
         figures=[*_curves(folders[0], tuned), *tuned.task.figures(examples, evaluated.outcomes)],
         details=_details(request, folders, found),
@@ -78,16 +78,16 @@ def evaluate(request: Request, place: Place) -> dict[str, Any]:
     return {"output": str(output), **json.loads((output / "results.json").read_text(encoding="utf-8"))}
 
 
-def read_split(tuned: FinetunedModel, request: Request) -> list[Example]:
-    """Return a split's proteins with labels that fit the model; raises InputError where they do not."""
-    split = find_split(request.data, tuned.task.folder, request.split)
-    examples = read_examples(split, tuned.task.labels, tuned.encoder.vocabulary, tuned.task.label_of)
-    tuned.task.check(examples, str(split.path))
+def read_split(tuned: FinetunedModel, request: Request) -> list[Any]:
+    """Return a split's examples with labels that fit the model; raises InputError where they do not."""
+    place = tuned.task.place_of(request.data, request.split)
+    examples = tuned.task.read(request.data, request.split, tuned.encoder.vocabulary)
+    tuned.task.check(examples, place)
     return examples
 
 
-def _predicted(tuned: FinetunedModel, examples: Sequence[Example], request: Request, place: Place) -> Evaluated:
-    total = sum(len(example.residues) for example in examples) // place.world_size
+def _predicted(tuned: FinetunedModel, examples: Sequence[Any], request: Request, place: Place) -> Evaluated:
+    total = sum(map(tuned.task.num_residues, examples)) // place.world_size
     hidden = None if place.is_main else True
     with tqdm(total=total, desc=request.split, unit="res", unit_scale=True, disable=hidden) as progress:
         return run_split(
@@ -121,7 +121,7 @@ def _about(request: Request, tuned: FinetunedModel, folders: Sequence[Path], eva
     lines = [
         f"Model {', '.join(map(str, folders))}, head {description['head']['name']}, step {description.get('step')}; "
         f"data {request.data}, split {request.split}.",
-        f"Mean loss {evaluated.loss:.4f}. No protein of the split was left out.",
+        f"Mean loss {evaluated.loss:.4f}. None of the split's {tuned.task.unit} was left out.",
     ]
     if len(folders) > 1:
         lines.append(f"Values are means over {len(folders)} seeds; figures are those of the first.")

@@ -1,4 +1,4 @@
-"""Predictions for a whole split on all processes, each protein once, and metrics over all of them."""
+"""Predictions for a whole split on all processes, each example once, and metrics over all of them."""
 
 from __future__ import annotations
 
@@ -10,11 +10,9 @@ import torch
 
 from megaprot.finetune.batching import BATCH_TOKENS
 from megaprot.finetune.encoder import Encoder
-from megaprot.finetune.examples import Example
 from megaprot.finetune.metrics import Metric, with_intervals
 from megaprot.finetune.micro_batches import share
 from megaprot.finetune.processes import Place
-from megaprot.finetune.protein_states import gather_proteins
 from megaprot.finetune.task import Outcome, Task
 
 
@@ -24,7 +22,7 @@ class Evaluated:
 
     Attributes:
         loss: Mean loss over all labels; nan without labels.
-        outcomes: One a protein, in the split's order.
+        outcomes: One an example, in the split's order.
     """
 
     loss: float
@@ -35,25 +33,25 @@ def run_split(
     task: Task,
     encoder: Encoder,
     forward: Callable[[Any], Any],
-    examples: Sequence[Example],
+    examples: Sequence[Any],
     place: Place,
     max_tokens: int = 0,
     has_labels: bool = True,
     told: Callable[[int], object] = lambda _: None,
 ) -> Evaluated:
-    """Return the predictions for proteins; all ranks call it with the same ones.
+    """Return the predictions for examples; all ranks call it with the same ones.
 
     Args:
         task: Gives loss and outcomes.
-        encoder: Says how proteins are read.
-        forward: From proteins on the device to outputs, in evaluation mode.
+        encoder: Says how they are read.
+        forward: From what the task collates, on the device, to outputs, in evaluation mode.
         examples: The split.
         place: This process.
         max_tokens: Tokens of a batch; 0 takes the device's default.
         has_labels: Whether losses are taken.
         told: Told the number of residues of each batch that is done.
     """
-    lengths = [len(example.residues) + encoder.vocabulary.num_boundary_tokens for example in examples]
+    lengths = [task.num_tokens(example, encoder) for example in examples]
     budget = max_tokens or BATCH_TOKENS[place.device.type]
     batches = share(range(len(examples)), lengths, budget, encoder.is_padding_free, place.rank, place.world_size)
     found: dict[int, Outcome] = {}
@@ -61,15 +59,14 @@ def run_split(
     with torch.no_grad():
         for batch in batches:
             members = [examples[member] for member in batch.members]
-            proteins = gather_proteins(encoder.vocabulary, encoder.longest, [member.residues for member in members])
-            outputs = forward(proteins.to(place.device))
+            outputs = forward(task.collate(encoder, members, None).to(place.device))
             if batch.is_blank:
                 continue
             if has_labels:
                 loss += float(task.loss(outputs, members))
                 weight += sum(map(task.weight, members))
             found |= dict(zip(batch.members, task.outcomes(outputs, members), strict=True))
-            told(sum(len(member.residues) for member in members))
+            told(sum(map(task.num_residues, members)))
     total_loss, total_weight = place.sum([loss, weight])
     gathered: dict[int, Outcome] = {}
     for part in place.to_main(found):
@@ -78,6 +75,6 @@ def run_split(
     return Evaluated(total_loss / total_weight if total_weight else float("nan"), outcomes)
 
 
-def split_metrics(task: Task, examples: Sequence[Example], evaluated: Evaluated, num_samples: int) -> dict[str, Metric]:
+def split_metrics(task: Task, examples: Sequence[Any], evaluated: Evaluated, num_samples: int) -> dict[str, Metric]:
     """Return the task's metrics over a split, with bootstrap intervals of ``num_samples`` samples (0: none)."""
     return with_intervals(task.metrics(examples, evaluated.outcomes), len(examples), num_samples)

@@ -27,9 +27,10 @@ class Report:
     Attributes:
         task: Name of the task.
         split: Name of the split.
-        num_examples: Proteins, all of them.
+        num_examples: Its examples, all of them.
         metrics: {name: value and interval}.
         definitions: {name: what it is}.
+        unit: What the examples are called.
         about: Lines on model and data.
         figures: (title, matplotlib figure).
         details: More for ``results.json``: model, data, values by seed.
@@ -40,6 +41,7 @@ class Report:
     num_examples: int
     metrics: dict[str, Metric]
     definitions: dict[str, str]
+    unit: str
     about: Sequence[str]
     figures: Sequence[tuple[str, Any]]
     details: dict[str, Any]
@@ -81,9 +83,9 @@ def page(report: Report) -> str:
         (name, f"{one.value:.4f}", f"{one.low:.4f} to {one.high:.4f}", report.definitions.get(name, ""))
         for name, one in report.metrics.items()
     ]
-    parts.append(f"<h2>Metrics over {report.num_examples:,} proteins</h2>")
+    parts.append(f"<h2>Metrics over {report.num_examples:,} {report.unit}</h2>")
     parts.append(_table(("metric", "value", "95 % interval", "definition"), rows))
-    parts.append('<p class="note">Intervals: bootstrap over proteins, 1,000 samples.</p>')
+    parts.append(f'<p class="note">Intervals: bootstrap over {report.unit}, 1,000 samples.</p>')
     parts += _published(report)
     for name, figure in report.figures:
         parts.append(f'<h2>{html.escape(name)}</h2><img alt="{html.escape(name)}" src="{_image(figure)}">')

@@ -19,7 +19,6 @@ from megaprot.common.stopping import StopRequest, leave_marker, remove_marker
 from megaprot.finetune.checks import check_config
 from megaprot.finetune.config import FinetuneConfig
 from megaprot.finetune.evaluate import Request, described, evaluate
-from megaprot.finetune.examples import Example
 from megaprot.finetune.hugging_face import load_encoder
 from megaprot.finetune.model_folder import RUNS
 from megaprot.finetune.processes import Place
@@ -63,8 +62,8 @@ class Plan:
     output: Path
     runs: list[Planned]
     task: Task
-    train: list[Example]
-    valid: list[Example]
+    train: list[Any]
+    valid: list[Any]
 
 
 def check(config: FinetuneConfig) -> Plan:
@@ -80,7 +79,7 @@ def check(config: FinetuneConfig) -> Plan:
     task, train_examples, valid_examples = prepare(config, encoder)
     for planned in runs:
         task.head_name(planned.config.head)
-        check_resumption(planned.config, train_examples)
+        check_resumption(planned.config, task, train_examples)
     return Plan(Path(config.output), runs, task, train_examples, valid_examples)
 
 
@@ -136,6 +135,7 @@ def take(plan: Plan, place: Place) -> None:
         if place.is_main and planned.name:
             print(f"run {planned.name}", flush=True)
         task = copy.deepcopy(plan.task)
+        task.configure(planned.config)
         task.learn(plan.train, planned.config.head)
         run = Run(planned.config, task, plan.train, plan.valid, place)
         if place.is_main:

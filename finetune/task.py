@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -16,14 +17,15 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from megaprot.common.errors import InputError
-from megaprot.finetune.config import HeadConfig, LabelConfig
+from megaprot.common.vocabulary import Vocabulary
+from megaprot.finetune.config import FinetuneConfig, HeadConfig, LabelConfig
 from megaprot.finetune.encoder import Encoder
-from megaprot.finetune.examples import Example
+from megaprot.finetune.examples import find_split, read_examples
 from megaprot.finetune.metrics import Weighted
-from megaprot.finetune.protein_states import Proteins, whole_states
+from megaprot.finetune.protein_states import Proteins, gather_proteins, whole_states
 
 Outcome = dict[str, NDArray[Any]]
-"""What is kept of one protein's prediction: small arrays by name, the same names for every protein of a task."""
+"""What is kept of one example's prediction: small arrays by name, the same names for every example of a task."""
 
 
 class TaskModel(nn.Module):
@@ -58,12 +60,17 @@ class TaskModel(nn.Module):
 class Task(ABC):
     """One kind of label.
 
+    An example is one protein (:class:`megaprot.finetune.examples.Example`) unless the task reads something else: then
+    it overrides what looks into examples, from :meth:`read` to :meth:`collate`.
+
     Attributes:
         name: What ``--task`` calls it.
         folder: What TAPE calls its data.
         heads: Names of its heads; the first is the default.
         metric: The validation metric that chooses the best model.
         higher_is_better: Whether more of it is better.
+        unit: What its examples are called, in the plural.
+        needs_lm_head: Whether training uses the encoder's masked-language head, which is then loaded and kept.
     """
 
     name: ClassVar[str]
@@ -71,9 +78,61 @@ class Task(ABC):
     heads: ClassVar[tuple[str, ...]]
     metric: ClassVar[str]
     higher_is_better: ClassVar[bool] = True
+    unit: ClassVar[str] = "proteins"
+    needs_lm_head: bool = False
 
     def __init__(self, labels: LabelConfig) -> None:
         self.labels = labels
+
+    def configure(self, config: FinetuneConfig) -> None:  # noqa: B027 - most tasks need none
+        """Take a training run's settings; what scoring needs of them goes through :meth:`state`."""
+
+    def place_of(self, data: Path, split: str) -> str:
+        """Return what messages call a split's file; raises InputError where there is none."""
+        return str(find_split(data, self.folder, split).path)
+
+    def read(self, data: Path, split: str, vocabulary: Vocabulary) -> list[Any]:
+        """Return the examples of a split, none left out.
+
+        Raises:
+            InputError: There is no such split, or a record cannot be used.
+        """
+        return read_examples(find_split(data, self.folder, split), self.labels, vocabulary, self.label_of)
+
+    def training_examples(self, examples: list[Any]) -> list[Any]:
+        """Return what one epoch goes over, made of the training split."""
+        return examples
+
+    def num_tokens(self, example: Any, encoder: Encoder) -> int:
+        """Return how many tokens of an example the encoder reads."""
+        return len(example.residues) + encoder.vocabulary.num_boundary_tokens
+
+    def num_residues(self, example: Any) -> int:
+        """Return the residues of an example."""
+        return len(example.residues)
+
+    def digest_of(self, example: Any) -> bytes:
+        """Return bytes that change where input or label of an example do."""
+        found: bytes = example.residues.tobytes() + example.label.tobytes()
+        return found
+
+    def notes(self, examples: Sequence[Any], encoder: Encoder) -> list[str]:
+        """Return lines that a run begins with: what is done with examples that do not fit the encoder."""
+        num_long = sum(0 < encoder.longest < len(example.residues) for example in examples)
+        if not num_long:
+            return []
+        return [f"{num_long:,} proteins are longer than the encoder's {encoder.longest:,} residues: read in windows "
+                "that share a quarter, averaged by residue"]  # fmt: skip
+
+    def collate(self, encoder: Encoder, examples: Sequence[Any], seed: int | None) -> Any:
+        """Return what the model is called with, on the CPU; its ``.to(device)`` moves it.
+
+        Args:
+            encoder: Says how proteins are read.
+            examples: Of one micro-batch.
+            seed: Of what is drawn in training (masks, negatives); None when scoring, where nothing is drawn.
+        """
+        return gather_proteins(encoder.vocabulary, encoder.longest, [example.residues for example in examples])
 
     def head_name(self, config: HeadConfig) -> str:
         """Return the head that ``config`` names; raises InputError where the task has none such."""
@@ -82,14 +141,14 @@ class Task(ABC):
             raise InputError(f"--head.name {name}: the task {self.name} has the heads {', '.join(self.heads)}.")
         return name
 
-    @abstractmethod
     def label_of(self, record: dict[str, Any], num_residues: int) -> NDArray[Any]:
         """Return the label of a raw record; raises BadLabel for what cannot be used."""
+        raise NotImplementedError(f"the task {self.name} reads no records of single proteins")
 
-    def learn(self, examples: Sequence[Example], config: HeadConfig) -> None:  # noqa: B027 - most tasks need none
+    def learn(self, examples: Sequence[Any], config: HeadConfig) -> None:  # noqa: B027 - most tasks need none
         """Take from the training split what belongs to the model: classes, mean and spread of the labels."""
 
-    def check(self, examples: Sequence[Example], place: str) -> None:  # noqa: B027
+    def check(self, examples: Sequence[Any], place: str) -> None:  # noqa: B027
         """Raise InputError where labels of a split do not fit what was learned; ``place`` names its file."""
 
     def state(self) -> dict[str, Any]:
@@ -107,21 +166,27 @@ class Task(ABC):
         """Return encoder and head as one module."""
         return TaskModel(encoder, head, is_frozen)
 
-    def weight(self, example: Example) -> float:
-        """Return how many labels of a protein the loss counts."""
+    def weight(self, example: Any) -> float:
+        """Return how many labels of an example the loss counts."""
         return 1.0
 
     @abstractmethod
-    def loss(self, outputs: Any, examples: Sequence[Example]) -> Tensor:
+    def loss(self, outputs: Any, examples: Sequence[Any]) -> Tensor:
         """Return the sum of the losses of all labels, fp32; the loop divides it by the step's :meth:`weight`."""
 
     @abstractmethod
-    def outcomes(self, outputs: Any, examples: Sequence[Example]) -> list[Outcome]:
-        """Return what is kept of each protein's prediction; labels are not looked at where there are none."""
+    def outcomes(self, outputs: Any, examples: Sequence[Any]) -> list[Outcome]:
+        """Return what is kept of each example's prediction; labels are not looked at where there are none."""
+
+    def finish(self, examples: Sequence[Any], outcomes: Sequence[Outcome]) -> None:  # noqa: B027 - most tasks need none
+        """Take from the validation split what belongs to the model, such as a threshold; on rank 0, at each validation.
+
+        The model that is written then has it in its :meth:`state`.
+        """
 
     @abstractmethod
-    def metrics(self, examples: Sequence[Example], outcomes: Sequence[Outcome]) -> dict[str, Weighted]:
-        """Return the metrics of a whole split, as functions of the proteins' weights."""
+    def metrics(self, examples: Sequence[Any], outcomes: Sequence[Outcome]) -> dict[str, Weighted]:
+        """Return the metrics of a whole split, as functions of the examples' weights."""
 
     @abstractmethod
     def definitions(self) -> dict[str, str]:
@@ -132,10 +197,10 @@ class Task(ABC):
         """Return the columns of a table of predictions, after the identifier."""
 
     @abstractmethod
-    def rows(self, example: Example, outcome: Outcome) -> Iterable[tuple[str, ...]]:
-        """Yield the cells of one protein's predictions, one tuple a row of the table."""
+    def rows(self, example: Any, outcome: Outcome) -> Iterable[tuple[str, ...]]:
+        """Yield the cells of one example's predictions, one tuple a row of the table."""
 
-    def figures(self, examples: Sequence[Example], outcomes: Sequence[Outcome]) -> list[tuple[str, Any]]:
+    def figures(self, examples: Sequence[Any], outcomes: Sequence[Outcome]) -> list[tuple[str, Any]]:
         """Return (title, matplotlib figure) of what the report shows of a split."""
         return []
 

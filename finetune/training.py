@@ -20,7 +20,6 @@ from megaprot.finetune import saves
 from megaprot.finetune.config import FinetuneConfig, LogConfig
 from megaprot.finetune.engine import Engine
 from megaprot.finetune.evaluation import Evaluated, run_split, split_metrics
-from megaprot.finetune.examples import Example
 from megaprot.finetune.hugging_face import fingerprint, load_encoder
 from megaprot.finetune.micro_batches import Order, share, training_tokens
 from megaprot.finetune.model_folder import BEST, LAST, write_model
@@ -29,7 +28,8 @@ from megaprot.finetune.saves import Progress
 from megaprot.finetune.task import Task
 from megaprot.finetune.tuning import learning_rate, prepare_encoder
 
-_FIXED = ("task", "seed", "labels", "head", "tuning", "train.batch_size", "train.train_examples", "train.precision")
+_FIXED = ("task", "seed", "labels", "head", "tuning", "ppi", "function", "train.batch_size", "train.train_examples",
+          "train.precision")  # fmt: skip
 """Keys a run goes on with only as they were."""
 
 
@@ -75,11 +75,11 @@ class Run:
     """
 
     def __init__(
-        self, config: FinetuneConfig, task: Task, train: list[Example], valid: list[Example], place: Place
+        self, config: FinetuneConfig, task: Task, train: list[Any], valid: list[Any], place: Place
     ) -> None:
         self.config, self.task, self.train, self.valid, self.place = config, task, train, valid, place
         self.folder = Path(config.output)
-        self.encoder = load_encoder(Path(config.model), device=place.device)
+        self.encoder = load_encoder(Path(config.model), with_head=task.needs_lm_head, device=place.device)
         torch.manual_seed(config.seed)
         head = task.build_head(config.head, self.encoder)  # before LoRA, whose weights are drawn after it
         prepare_encoder(self.encoder, config.tuning)
@@ -87,10 +87,10 @@ class Run:
         self.engine = Engine(model, task, config.optim, config.train, config.engine, place)
         self.order = Order(len(train), config.train.batch_size, config.seed)
         self.num_steps = config.train.num_steps or math.ceil(config.train.num_epochs * self.order.steps_per_epoch)
-        self.lengths = [len(one.residues) + self.encoder.vocabulary.num_boundary_tokens for one in train]
+        self.lengths = [task.num_tokens(one, self.encoder) for one in train]
         self.weights = [task.weight(one) for one in train]
         self.max_tokens = training_tokens(config.train.max_tokens, place.device.type)
-        self.progress = Progress(0, -1, math.nan, 0, run_settings(config, train))
+        self.progress = Progress(0, -1, math.nan, 0, run_settings(config, task, train))
         self._resume()
 
     def _resume(self) -> None:
@@ -111,7 +111,8 @@ class Run:
         torch.manual_seed(_mixed(self.config.seed, step, self.place.rank))
         weight = sum(self.weights[member] for member in members)
         lr = learning_rate(step, self.num_steps, self.config.optim)
-        result = self.engine.take_step(self.train, batches, weight, lr)
+        # What a task draws, such as masks, is the same on any number of processes only if seeded by step alone.
+        result = self.engine.take_step(self.train, batches, weight, lr, _mixed(self.config.seed, step, 0))
         self.progress.step += 1
         return result.loss, result.num_residues, result.grad_norm
 
@@ -135,11 +136,11 @@ def _mixed(seed: int, step: int, rank: int) -> int:
     return (seed * 1_000_003 + step * 10_007 + rank) % 2**62
 
 
-def run_settings(config: FinetuneConfig, train: list[Example]) -> dict[str, Any]:
+def run_settings(config: FinetuneConfig, task: Task, train: list[Any]) -> dict[str, Any]:
     """Return what must be the same for a run to go on, as JSON holds it."""
     digest = hashlib.sha256()
     for example in train:
-        digest.update(example.residues.tobytes() + example.label.tobytes())
+        digest.update(task.digest_of(example))
     values = asdict(config)
     found = {}
     for key in _FIXED:
@@ -151,12 +152,12 @@ def run_settings(config: FinetuneConfig, train: list[Example]) -> dict[str, Any]
     return found | {"zero_stage": config.engine.zero_stage, **sums}
 
 
-def check_resumption(config: FinetuneConfig, train: list[Example]) -> None:
+def check_resumption(config: FinetuneConfig, task: Task, train: list[Any]) -> None:
     """Raise InputError where the run's folder holds a save of another run."""
     found = saves.newest(Path(config.output) / "checkpoints")
     if found is None:
         return
-    before, now = saves.read_progress(found).settings, run_settings(config, train)
+    before, now = saves.read_progress(found).settings, run_settings(config, task, train)
     for key, value in now.items():
         if before.get(key) != value:
             raise InputError(f"{config.output} holds a run with another {key}; go on with the same settings or name "
@@ -248,6 +249,7 @@ def _validate_and_keep(run: Run, log: MetricsLog | None) -> None:
     evaluated = run.validate()
     values: dict[str, float] = {}
     if run.place.is_main:
+        task.finish(run.valid, evaluated.outcomes)
         values = {name: one.value for name, one in split_metrics(task, run.valid, evaluated, 0).items()}
     values = run.place.from_main(values)
     value = values[task.metric]
@@ -296,19 +298,15 @@ def _described(run: Run) -> list[str]:
     learning = sum(int(getattr(part, "ds_numel", part.numel())) for part in parameters if part.requires_grad)
     how = "padding-free" if encoder.is_padding_free else "in padded batches (its class has no attention interface)"
     lines = [
-        f"task {run.task.name}, head {run.task.head_name(config.head)}: {len(run.train):,} proteins to train on, "
-        f"{len(run.valid):,} to validate on",
+        f"task {run.task.name}, head {run.task.head_name(config.head)}: {len(run.train):,} {run.task.unit} to train "
+        f"on, {len(run.valid):,} to validate on",
         f"encoder {config.model}: {encoder.num_layers} layers of {encoder.hidden_size}, run {how}; tuning "
         f"{config.tuning.mode}",
-        f"{run.num_steps:,} steps of {config.train.batch_size} proteins on {run.place.world_size} process(es) "
+        f"{run.num_steps:,} steps of {config.train.batch_size} {run.task.unit} on {run.place.world_size} process(es) "
         f"({run.place.device.type}), {config.train.precision}, ZeRO {config.engine.zero_stage}; "
         f"{learning:,} weights learn",
     ]
-    if encoder.longest:
-        num_long = sum(len(one.residues) > encoder.longest for one in [*run.train, *run.valid])
-        if num_long:
-            lines.append(f"{num_long:,} proteins are longer than the encoder's {encoder.longest:,} residues: read in "
-                         "windows that share a quarter, averaged by residue")  # fmt: skip
+    lines += run.task.notes([*run.train, *run.valid], encoder)
     if run.progress.step:
         lines.append(f"going on from step {run.progress.step}")
     return lines

@@ -45,7 +45,7 @@ def run_task(config: EvaluateConfig) -> None:
         _run_unsupervised(config)
         return
     models_of(Path(config.model))
-    find_split(Path(config.data), open_task(config.task, LabelConfig()).folder, config.split)
+    open_task(config.task, LabelConfig()).place_of(Path(config.data), config.split)
     if config.check_processes:
         print(f"model and data are there for {config.check_processes} processes")
         return

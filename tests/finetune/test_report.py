@@ -37,7 +37,7 @@ def report(task: str = "fluorescence", split: str = "test") -> Report:
     metrics = {"spearman": Metric(0.61234, 0.6, 0.63), "pearson": Metric(math.nan, math.nan, math.nan)}
     measured = np.linspace(0, 1, 50)
     return Report(
-        task, split, 50, metrics, {"spearman": "Ranks <&> all."}, ["model <x>"],
+        task, split, 50, metrics, {"spearman": "Ranks <&> all."}, "proteins", ["model <x>"],
         [("Scatter", figures.scatter(measured, measured**2))], {"models": ["runs/x"]},
     )  # fmt: skip
 

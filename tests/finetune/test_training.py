@@ -129,7 +129,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(inputs: tuple[Path, Path], tmp_path: 
     part = train(run, stop)
     assert (part.num_steps, part.is_finished, part.was_stopped) == (3, False, True)
     assert not (tmp_path / "parts" / "last").exists()
-    check_resumption(first, run.train)
+    check_resumption(first, run.task, run.train)
     again = finished(first, place)
     assert again == whole
     for name, weight in weights(tmp_path / "whole" / "last").items():
@@ -144,21 +144,21 @@ def test_a_damaged_save_is_passed_over_and_another_run_refused(
 ) -> None:
     config = config_of(inputs, tmp_path, train={"num_steps": 2})
     finished(config, place)
-    _, train_split, _ = prepare(config, load_encoder(inputs[0]))
+    task, train_split, _ = prepare(config, load_encoder(inputs[0]))
     (found,) = (tmp_path / "checkpoints").iterdir()
     assert saves.newest(tmp_path / "checkpoints") == found
     with pytest.raises(InputError, match="holds a run with another seed"):
-        check_resumption(replace(config, seed=7), train_split)
+        check_resumption(replace(config, seed=7), task, train_split)
     with pytest.raises(InputError, match="holds a run with another head"):
-        check_resumption(replace(config, head=HeadConfig(name="tape")), train_split)
+        check_resumption(replace(config, head=HeadConfig(name="tape")), task, train_split)
     with pytest.raises(InputError, match="holds a run with another train_sha256"):
-        check_resumption(config, train_split[1:])
+        check_resumption(config, task, train_split[1:])
     state = next((found / "state").iterdir())
     content = bytearray(state.read_bytes())
     content[len(content) // 2] ^= 1
     state.write_bytes(bytes(content))
     assert saves.newest(tmp_path / "checkpoints") is None
-    check_resumption(replace(config, seed=7), train_split)
+    check_resumption(replace(config, seed=7), task, train_split)
 
 
 def test_the_best_model_is_kept_and_patience_ends_the_run(
