@@ -85,7 +85,7 @@ def _write(config: ConvertConfig, given: Path, source: SourceModel, folder: Path
         write_megatron(source, folder, dtype)
     else:
         write_hugging_face(source, folder, dtype)
-        plm_interact.write_pair_head(source, folder)
+        plm_interact.write_pair_model(source, folder)
     lines = _compare(config, given, source, folder, dtype)
     if config.to == "hf":
         write_card(folder, source, architecture_of(source), config.licence, lines)

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import io
 import zipfile
-import zlib
 from pathlib import Path
 from typing import IO, Any
 
 import torch
+from isal import isal_zlib  # its CRC-32 is several times as fast as the standard library's
 from torch import Tensor
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
@@ -21,7 +21,14 @@ from megaprot.tools.conversion.model_card import facts_of_run
 from megaprot.tools.conversion.names import our_shapes
 from megaprot.tools.conversion.safetensors_files import SafetensorsFile
 from megaprot.tools.conversion.source_model import CARRIED, SourceModel
-from megaprot.tools.conversion.tensor_source import TensorInfo, bytes_of, require_no_others, require_shapes
+from megaprot.tools.conversion.tensor_source import (
+    TensorInfo,
+    bytes_of,
+    fill,
+    new_tensor,
+    require_no_others,
+    require_shapes,
+)
 
 
 class _Slice(io.RawIOBase):
@@ -63,14 +70,19 @@ def _load_shard(path: Path, start: int, length: int) -> Tensor:
             with zipfile.ZipFile(part) as archive:
                 checksums = {entry.filename.split("/", 1)[1]: entry.CRC for entry in archive.infolist()}
             part.seek(0)
-            tensor: Tensor = torch.load(part, map_location="cpu", weights_only=True)  # type: ignore[arg-type]
-        whole = torch.empty(0, dtype=torch.uint8).set_(tensor.untyped_storage())
-        if zlib.crc32(bytes_of(whole)) != checksums["data/0"]:
+            # What the file says of the tensor and where its elements are; they are read into memory of ours.
+            about: Any = torch.load(part, map_location="meta", weights_only=True)  # type: ignore[arg-type]
+            storage = about.untyped_storage()
+            part.seek(storage._checkpoint_offset)
+            elements = new_tensor(TensorInfo(about.dtype, (storage.nbytes() // about.dtype.itemsize,)))
+            if not fill(elements, part):
+                raise ValueError("it ends early")
+        if isal_zlib.crc32(bytes_of(elements)) != checksums["data/0"]:
             raise ValueError("a checksum does not match")
     except Exception as error:
         problem = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(f"{path} is damaged at byte {start} ({problem}); restore it or use an older step.") from error
-    return tensor
+    return elements.as_strided(about.shape, about.stride(), about.storage_offset())
 
 
 class MegatronWeights:
@@ -112,7 +124,7 @@ class MegatronWeights:
             if tuple(chunk.sizes) == info.shape:
                 return shard.contiguous()
             if not whole.numel():
-                whole = torch.empty(info.shape, dtype=info.dtype)
+                whole = new_tensor(info)
             window = tuple(slice(first, first + size) for first, size in zip(chunk.offsets, chunk.sizes, strict=True))
             whole[window] = shard
         return whole

@@ -43,6 +43,7 @@ class _RunningChecksum:
 
     def __init__(self, path: Path) -> None:
         self._digest, self._stream = hashlib.sha256(), path.open("rb", buffering=0)
+        self._block = memoryview(bytearray(BLOCK_BYTES))
         self._pool = ThreadPoolExecutor(max_workers=1)
         self._taken: list[ThreadFuture[None]] = []
 
@@ -51,9 +52,9 @@ class _RunningChecksum:
         self._taken.append(self._pool.submit(self._take, num_bytes))
 
     def _take(self, num_bytes: int) -> None:
-        while num_bytes and (block := self._stream.read(min(num_bytes, BLOCK_BYTES))):
-            self._digest.update(block)
-            num_bytes -= len(block)
+        while num_bytes and (num_read := self._stream.readinto(self._block[:num_bytes])):
+            self._digest.update(self._block[:num_read])
+            num_bytes -= num_read
 
     def finish(self) -> str:
         """Return the digest in hexadecimal when all that was asked for has been taken; raises OSError if it was not."""

@@ -15,6 +15,7 @@ from torch import Tensor
 from megaprot.common.vocabulary import Vocabulary
 from megaprot.pretrain.config import ModelConfig
 from megaprot.pretrain.model.protein_bert import padded_vocabulary_size
+from megaprot.tools.conversion.tensor_source import TensorInfo, new_tensor
 
 WORDS, POSITIONS, BIAS = "embedding.word_embeddings.weight", "embedding.position_embeddings.weight", "output_layer.bias"
 _QKV = "self_attention.linear_qkv"
@@ -168,6 +169,7 @@ def fuse_qkv(parts: Sequence[Callable[[], Tensor]], num_heads: int) -> Tensor:
         tensor = part()
         by_head = tensor.view(num_heads, -1, *tensor.shape[1:])
         if number == 0:
-            fused = tensor.new_empty((num_heads, len(parts), *by_head.shape[1:]))
+            shape = (num_heads, len(parts), *by_head.shape[1:])
+            fused = new_tensor(TensorInfo(tensor.dtype, shape))
         fused[:, number] = by_head
     return fused.flatten(0, 2)

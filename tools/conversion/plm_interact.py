@@ -6,13 +6,17 @@ a linear layer on the ReLU of the first token's last hidden state. The encoder's
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from megaprot.common.errors import InputError
+from megaprot.common.files import write_json_atomically
+from megaprot.finetune.config import HeadConfig, LabelConfig
+from megaprot.finetune.model_folder import HEAD, TASK
+from megaprot.finetune.tasks.ppi import Ppi
 from megaprot.tools.conversion.hugging_face_reader import CONFIG, read_hugging_face
 from megaprot.tools.conversion.names import ESM
 from megaprot.tools.conversion.safetensors_files import write_file
@@ -20,7 +24,6 @@ from megaprot.tools.conversion.source_model import SourceModel
 from megaprot.tools.conversion.tensor_source import TensorInfo
 from megaprot.tools.conversion.torch_files import LoadedTensors, flat_tensors, load_plain
 
-PAIR_HEAD = "pair_head.safetensors"
 _FILE = "pytorch_model.bin"
 _ENCODER, _HEAD = "esm_mask.", "classifier."
 
@@ -90,8 +93,22 @@ def read_plm_interact(given: Path) -> SourceModel:
     return replace(source, pair_head=head, facts={"Weights": f"The encoder of PLM-interact's {path.name}."})
 
 
-def write_pair_head(source: SourceModel, folder: Path) -> None:
-    """Write the pair head's tensors beside the encoder, where the source has one."""
-    if source.pair_head:
-        infos = {name: TensorInfo(tensor.dtype, tuple(tensor.shape)) for name, tensor in source.pair_head.items()}
-        write_file(folder / PAIR_HEAD, source.pair_head.items(), infos)
+def write_pair_model(source: SourceModel, folder: Path) -> None:
+    """Make a fine-tuned model of the task ``ppi`` of a folder with the encoder, where the source has a pair head.
+
+    The head's tensors have the names of :class:`megaprot.finetune.ppi_head.PlmInteractHead`. PLM-interact scores pairs
+    of at most 1,603 tokens in one order unless told otherwise, and calls a pair binding from a logit of 0 on.
+    """
+    if not source.pair_head:
+        return
+    infos = {name: TensorInfo(tensor.dtype, tuple(tensor.shape)) for name, tensor in source.pair_head.items()}
+    write_file(folder / HEAD, source.pair_head.items(), infos)
+    task = Ppi(LabelConfig())
+    description = {
+        "task": task.name,
+        "encoder": ".",
+        "head": asdict(HeadConfig(name="plm-interact")),
+        "labels": asdict(task.labels),
+        "learned": task.state(),
+    }
+    write_json_atomically(folder / TASK, description)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from megaprot.common.errors import InputError
 from megaprot.common.files import write_json_atomically
-from megaprot.tools.conversion.tensor_source import TensorInfo, bytes_of
+from megaprot.tools.conversion.tensor_source import TensorInfo, bytes_of, fill, new_tensor
 
 DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
@@ -67,16 +67,11 @@ class SafetensorsFile:
 
     def read(self, name: str) -> Tensor:
         """Return one tensor."""
-        info = self.infos[name]
-        tensor = torch.empty(info.shape, dtype=info.dtype)
+        tensor = new_tensor(self.infos[name])
         with self.path.open("rb", buffering=0) as stream:
             stream.seek(self._starts[name])
-            target = bytes_of(tensor)
-            while target:
-                num_read = stream.readinto(target)
-                if not num_read:
-                    raise InputError(f"{self.path} was cut short while it was read; restore it.")
-                target = target[num_read:]
+            if not fill(tensor, stream):
+                raise InputError(f"{self.path} was cut short while it was read; restore it.")
         return tensor
 
 

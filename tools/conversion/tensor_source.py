@@ -1,19 +1,30 @@
-"""What every reader of weights offers: names and shapes at once, tensors one at a time."""
+"""What every reader of weights offers: names and shapes at once, tensors one at a time.
+
+Readers take memory for a tensor from :func:`new_tensor`, which uses that of tensors that are gone again: pages that a
+process has never touched cost more than filling them from the page cache.
+"""
 
 from __future__ import annotations
 
+import io
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import Protocol, TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from megaprot.common.errors import InputError
 
 Key = TypeVar("Key")
+_SMALL = 1 << 20  # bytes; below it the allocator keeps memory itself
 _LARGE = 1 << 27  # bytes; above it only the largest models have tensors
+_NUM_BLOCKS = 4  # a tensor being read, two that wait to be written, one more while query, key and value are joined
 
 
 @dataclass(frozen=True)
@@ -49,6 +60,36 @@ class DerivedTensors:
     def read(self, name: str) -> torch.Tensor:
         """Return one whole tensor."""
         return self._read(name)
+
+
+class _Blocks:
+    """Memory that is used again when nothing refers to the tensor it was last given to."""
+
+    def __init__(self) -> None:
+        self._held: list[tuple[NDArray[np.uint8], weakref.ref[NDArray[np.uint8]]]] = []
+        self._lock = Lock()
+
+    def take(self, num_bytes: int) -> NDArray[np.uint8]:
+        """Return memory uint8 [num_bytes] of any content, given back when the array and its views are gone."""
+        with self._lock:
+            free = [block for block, used in self._held if used() is None]
+            busy = [(block, used) for block, used in self._held if used() is not None]
+            fitting = [block for block in free if block.nbytes >= num_bytes]
+            block = min(fitting, key=len) if fitting else np.empty(num_bytes, dtype=np.uint8)
+            view = block[:num_bytes]
+            kept = [(other, weakref.ref(other[:0])) for other in free if other is not block]
+            self._held = [(block, weakref.ref(view)), *busy, *kept][:_NUM_BLOCKS]
+            return view
+
+
+_blocks = _Blocks()
+
+
+def new_tensor(info: TensorInfo) -> torch.Tensor:
+    """Return a tensor of any content; the largest, which few models have, get memory for themselves."""
+    if not _SMALL <= info.num_bytes <= _LARGE:
+        return torch.empty(info.shape, dtype=info.dtype)
+    return torch.from_numpy(_blocks.take(info.num_bytes)).view(info.dtype).view(info.shape)
 
 
 def made_ahead(items: Iterator[tuple[Key, torch.Tensor]]) -> Iterator[tuple[Key, torch.Tensor]]:
@@ -100,6 +141,17 @@ def common_dtype(infos: Iterable[TensorInfo], where: Path) -> torch.dtype:
         listed = ", ".join(sorted(map(str, found)))
         raise InputError(f"the weights of {where} are {listed}; give them in one of fp32, bf16 and fp16.")
     return found.pop()
+
+
+def fill(tensor: torch.Tensor, stream: io.RawIOBase) -> bool:
+    """Read the elements of a contiguous tensor from a stream's place on; return whether it held them all."""
+    target = bytes_of(tensor)
+    while target:
+        num_read = stream.readinto(target)
+        if not num_read:
+            return False
+        target = target[num_read:]
+    return True
 
 
 def bytes_of(tensor: torch.Tensor) -> memoryview:
