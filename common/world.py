@@ -4,11 +4,13 @@ import datetime
 import os
 import socket
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
 
-from megaprot.common.errors import RunError
+from megaprot.common.errors import LostPeersError, RunError
 
 _MEETING_SECONDS = 300.0  # from the first rank that has started to rank 0
 
@@ -60,6 +62,21 @@ def _meet_rank_0() -> None:
                 "at that machine, its firewall, and whether the name is that of a network all nodes share."
             )
         time.sleep(0.5)
+
+
+@contextmanager
+def named_losses() -> Iterator[None]:
+    """Raise LostPeersError in place of what a collective raises when another process is gone or does not answer."""
+    try:
+        yield
+    except BaseException as error:
+        if lost_peers(error):
+            line = str(error).strip().splitlines()[0][:200]
+            raise LostPeersError(
+                f"another process of the run is gone or does not answer ({line}); look for the first message of "
+                "another rank, and start again."
+            ) from error
+        raise
 
 
 def lost_peers(error: BaseException) -> bool:

@@ -159,6 +159,7 @@ class FinetuneConfig:
     Attributes:
         task: Name of a task, or a Python file that holds one.
         model: Hugging Face folder of the encoder.
+        text_model: Hugging Face folder of the text encoder, for the task function: BioBERT, PubMedBERT, MiniLM, ...
         data: TAPE's data folder, the task's own folder with a file a split, or a table with a column ``set``.
         output: Folder of the run; a run whose folder holds a save goes on from it.
         seed: Seed of the head's weights, the order of the proteins and dropout.
@@ -181,6 +182,7 @@ class FinetuneConfig:
     model: str
     data: str
     output: str
+    text_model: str = ""
     seed: int = 1
     seeds: int = 1
     sweep: list[str] = field(default_factory=list)

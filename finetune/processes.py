@@ -11,7 +11,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from megaprot.common.world import join_world
+from megaprot.common.errors import LostPeersError
+from megaprot.common.world import join_world, named_losses
 
 
 @dataclass(frozen=True)
@@ -67,14 +68,24 @@ class Place:
 def processes(timeout_minutes: float) -> Iterator[Place]:
     """Join the world that ``torchrun`` describes (a world of one without it), and leave it at the end.
 
+    After an error NCCL's groups are left to the end of the process: taking them down would wait for the other ranks,
+    which may be waiting for this one, and its message would not be seen. So are all groups where a process is lost.
+
     Args:
         timeout_minutes: Longest wait in one collective.
+
+    Raises:
+        LostPeersError: In place of what a collective raises when another process is gone.
     """
-    device = join_world(timeout_minutes)
     try:
-        yield Place(dist.get_rank(), dist.get_world_size(), device)
-    finally:
-        _leave()
+        with named_losses():
+            device = join_world(timeout_minutes)
+            yield Place(dist.get_rank(), dist.get_world_size(), device)
+    except BaseException as error:
+        if not (isinstance(error, LostPeersError) or torch.cuda.is_available()):
+            _leave()
+        raise
+    _leave()
 
 
 def _leave() -> None:

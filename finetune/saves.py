@@ -11,6 +11,7 @@ Files are read with torch's restricted unpickler: tensors, plain values and the 
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 from collections.abc import Iterator
@@ -35,7 +36,7 @@ class Progress:
     Attributes:
         step: Optimizer steps behind it.
         best_step: Step of the best validation so far; -1 before the first.
-        best_value: Its metric.
+        best_value: Its metric; nan before the first.
         num_worse: Validations since.
         settings: What must be the same to go on.
     """
@@ -66,7 +67,8 @@ def save(folder: Path, engine: Any, progress: Progress, place: Place) -> None:
     engine.save_checkpoint(str(partial), tag=_STATE, save_latest=False)
     place.barrier()
     if place.is_main:
-        write_json_atomically(partial / _PROGRESS, asdict(progress))
+        best = progress.best_value if math.isfinite(progress.best_value) else None
+        write_json_atomically(partial / _PROGRESS, asdict(progress) | {"best_value": best})
         files = {str(path.relative_to(partial)): path for path in _files(partial)}
         manifest = {name: [path.stat().st_size, sha256_of(path)] for name, path in files.items()}
         write_json_atomically(partial / _MANIFEST, manifest)
@@ -87,7 +89,9 @@ def newest(folder: Path) -> Path | None:
 def read_progress(save_folder: Path) -> Progress:
     """Return how far a save is; raises InputError where its file is damaged."""
     try:
-        return Progress(**json.loads((save_folder / _PROGRESS).read_text(encoding="utf-8")))
+        found = Progress(**json.loads((save_folder / _PROGRESS).read_text(encoding="utf-8")))
+        found.best_value = math.nan if found.best_value is None else float(found.best_value)
+        return found
     except (OSError, ValueError, TypeError) as error:
         raise InputError(f"{save_folder}/{_PROGRESS} is damaged; remove the folder {save_folder}.") from error
 

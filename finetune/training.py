@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from megaprot.common import heartbeat
 from megaprot.common.config_yaml import config_to_yaml
 from megaprot.common.errors import InputError, RunError
 from megaprot.common.files import atomic_write
@@ -98,12 +99,14 @@ class Run:
         found = self.place.from_main(saves.newest(self.folder / "checkpoints") if self.place.is_main else None)
         if found is None:
             return
+        heartbeat.mark("loading")
         saves.load(found, self.engine.deepspeed)
         self.progress = saves.read_progress(found)
 
     def take_step(self) -> tuple[float, int, float]:
         """Take the next step; return this process's loss and residues, and the gradient norm."""
         step = self.progress.step
+        heartbeat.mark("training", step)
         members = self.order.members(step)
         world = (self.place.rank, self.place.world_size)
         batches = share(members, self.lengths, self.max_tokens, self.encoder.is_padding_free, *world)
@@ -118,11 +121,15 @@ class Run:
 
     def validate(self) -> Evaluated:
         """Return the predictions for the validation split."""
+        heartbeat.mark("validating", self.progress.step)
         self.engine.deepspeed.eval()
-        return run_split(self.task, self.encoder, self.engine.deepspeed, self.valid, self.place)
+        return run_split(
+            self.task, self.encoder, self.engine.deepspeed, self.valid, self.place, told=lambda _: heartbeat.progress()
+        )
 
     def save(self) -> None:
         """Write a save to go on from."""
+        heartbeat.mark("saving", self.progress.step)
         saves.save(self.folder / "checkpoints", self.engine.deepspeed, self.progress, self.place)
 
     def write(self, name: str, about: dict[str, Any]) -> None:
@@ -149,6 +156,8 @@ def run_settings(config: FinetuneConfig, task: Task, train: list[Any]) -> dict[s
             value = value[part]
         found[key] = value
     sums = {"model_sha256": fingerprint(Path(config.model)), "train_sha256": digest.hexdigest()}
+    if config.text_model:
+        sums["text_model_sha256"] = fingerprint(Path(config.text_model))
     return found | {"zero_stage": config.engine.zero_stage, **sums}
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import sys
 from pathlib import Path
 
-from megaprot.common import heartbeat
-from megaprot.common.errors import InputError, LostPeersError, RunError
+from megaprot.common.errors import InputError
 from megaprot.common.quiet import quiet
+from megaprot.common.watched import watched
 from megaprot.pretrain.config import PretrainConfig
 
 CONFIG = PretrainConfig
@@ -34,23 +33,8 @@ def run(config: PretrainConfig) -> None:
     if config.check_processes:
         print(f"configuration and data are valid for {num_processes} processes")
         return
-    is_watched = heartbeat.start()
-    try:
-        with parallel.processes(config.parallel, config.run.timeout_minutes) as place:
-            training.train(training.Training(config, blend, place))
-    except LostPeersError:
-        if is_watched:  # the launcher names the cause: one message, not one a victim
-            raise SystemExit(LostPeersError.exit_status) from None
-        raise
-    except (InputError, RunError):
-        heartbeat.mark(heartbeat.GAVE_UP)
-        raise
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
-            raise
-        heartbeat.mark(heartbeat.GAVE_UP)
-        named = error.filename or config.run.dir
-        raise RunError(f"{named} cannot be written ({error.strerror}); free the disk and start again.") from error
+    with watched(config.run.dir), parallel.processes(config.parallel, config.run.timeout_minutes) as place:
+        training.train(training.Training(config, blend, place))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from megatron.core import parallel_state
 from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
 
 from megaprot.common.errors import LostPeersError
-from megaprot.common.world import join_world, lost_peers
+from megaprot.common.world import join_world, named_losses
 from megaprot.pretrain import cpu_backend
 from megaprot.pretrain.config import ParallelConfig
 from megaprot.pretrain.model.initialisation import parameter_seed
@@ -104,15 +104,10 @@ def processes(parallel: ParallelConfig, timeout_minutes: float) -> Iterator[Plac
         LostPeersError: In place of what a collective raises when another process is gone.
     """
     try:
-        yield lay_out(parallel, start_processes(timeout_minutes))
+        with named_losses():
+            yield lay_out(parallel, start_processes(timeout_minutes))
     except BaseException as error:
-        if lost_peers(error):
-            line = str(error).strip().splitlines()[0][:200]
-            raise LostPeersError(
-                f"another process of the run is gone or does not answer ({line}); look for the first message of "
-                "another rank, and start again."
-            ) from error
-        if not torch.cuda.is_available():
+        if not (isinstance(error, LostPeersError) or torch.cuda.is_available()):
             stop_processes()
         raise
     stop_processes()

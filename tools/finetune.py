@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from megaprot.common.errors import InputError
 from megaprot.common.quiet import quiet
+from megaprot.common.watched import watched
 from megaprot.finetune.config import FinetuneConfig
 
 CONFIG = FinetuneConfig
@@ -28,8 +28,5 @@ def run(config: FinetuneConfig) -> None:
     if config.check_processes:
         print(f"configuration, model and data are valid for {config.check_processes} processes")
         return
-    try:
-        with processes(config.engine.timeout_minutes) as place:
-            runs.take(plan, place)
-    except OSError as error:
-        raise InputError(f"{config.output} cannot be written ({error.strerror}); name another --output.") from error
+    with watched(config.output), processes(config.engine.timeout_minutes) as place:
+        runs.take(plan, place)

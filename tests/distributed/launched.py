@@ -13,13 +13,14 @@ import psutil
 
 from megaprot.common.config_yaml import config_to_yaml
 from megaprot.common.metrics_log import read_metrics
+from megaprot.finetune.config import FinetuneConfig
 from megaprot.pretrain.config import PretrainConfig
 
 QUIET = {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", "CUDA_VISIBLE_DEVICES": ""}
 
 
 class Launched:
-    """``megaprot launch local ... -- pretrain`` of a configuration in ``num_processes`` ranks, started at once.
+    """``megaprot launch local ... -- pretrain`` or ``finetune`` of a configuration in ``num_processes`` ranks, started.
 
     Args:
         config: The run; its recipe and the launcher's output are written beside its run folder.
@@ -28,13 +29,19 @@ class Launched:
         environment: More variables.
     """
 
-    def __init__(self, config: PretrainConfig, num_processes: int, *options: str, **environment: str) -> None:
-        self.folder = Path(config.run.dir)
+    def __init__(
+        self, config: PretrainConfig | FinetuneConfig, num_processes: int, *options: str, **environment: str
+    ) -> None:
+        command, folder = (
+            ("finetune", config.output) if isinstance(config, FinetuneConfig) else ("pretrain", config.run.dir)
+        )
+        self.folder = Path(folder)
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         recipe = self.folder.with_suffix(".yaml")
         recipe.write_text(config_to_yaml(config))
         self.output_file = self.folder.with_suffix(".log")
-        words = ["launch", "local", "--nproc", str(num_processes), *options, "--", "pretrain", "--config", str(recipe)]
+        words = ["launch", "local", "--nproc", str(num_processes), *options, "--", command]
+        words += ["--config", str(recipe)]
         with open(self.output_file, "ab") as output:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "megaprot.tools.cli", *words],
