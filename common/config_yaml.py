@@ -63,6 +63,7 @@ def values_to_yaml(values: dict[str, Any]) -> str:
 
     class Dumper(yaml.SafeDumper):
         def ignore_aliases(self, data: Any) -> bool:
+            """Return True: a value that occurs twice is written twice."""
             return True
 
     # text that the reader above would take for a number is put in quotes
@@ -93,6 +94,7 @@ def _strict_loader() -> Any:
 
     class StrictLoader(yaml.SafeLoader):
         def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+            """Return a mapping; raises an error for a key that stands in it twice."""
             seen: set[Any] = set()
             for key_node in (pair[0] for pair in node.value if isinstance(pair[0], yaml.ScalarNode)):
                 key = self.construct_object(key_node)

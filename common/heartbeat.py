@@ -36,10 +36,12 @@ class _Heart:
         threading.Thread(target=self.beat, daemon=True).start()
 
     def write(self) -> None:
+        """Write the line as things are now."""
         line = f"{self.beats} {self.progress} {self.step} {self.phase}".ljust(_LINE_BYTES - 1)[: _LINE_BYTES - 1]
         os.pwrite(self.descriptor, line.encode() + b"\n", 0)
 
     def beat(self) -> None:
+        """Write it again each second, until the process ends."""
         while True:
             time.sleep(_SECONDS)
             self.beats += 1

@@ -140,15 +140,18 @@ class _HashedStream(io.RawIOBase):
         self.digest = hashlib.sha256()
 
     def readable(self) -> bool:
+        """Return True: it is read."""
         return True
 
     def readinto(self, buffer: Any) -> int:
+        """Read into a buffer, and count and hash what came; return how many bytes did."""
         num_read: int = self._raw.readinto(buffer)
         self.digest.update(buffer[:num_read])
         self.num_bytes += num_read
         return num_read
 
     def close(self) -> None:
+        """Close what is underneath."""
         if not self.closed and self._raw is not getattr(sys.stdin, "buffer", None):
             self._raw.close()
         super().close()
@@ -162,9 +165,11 @@ class _RejoinedStream(io.RawIOBase):
         self._rest = rest
 
     def readable(self) -> bool:
+        """Return True: it is read."""
         return True
 
     def readinto(self, buffer: Any) -> int:
+        """Read into a buffer, first what had been read already; return how many bytes came."""
         if not self._head:
             return int(self._rest.readinto(buffer))
         num_read = min(len(buffer), len(self._head))
@@ -173,6 +178,7 @@ class _RejoinedStream(io.RawIOBase):
         return num_read
 
     def close(self) -> None:
+        """Close what is underneath."""
         if not self.closed:
             self._rest.close()
         super().close()
@@ -190,9 +196,11 @@ class _GuardedStream(io.RawIOBase):
         self._content: Any = stored if is_plain else None
 
     def readable(self) -> bool:
+        """Return True: it is read."""
         return True
 
     def readinto(self, buffer: Any) -> int:
+        """Read decompressed bytes into a buffer; return how many came, 0 at the end."""
         try:
             if self._content is None:
                 self._content = _decompressed(self._stored)
@@ -205,6 +213,7 @@ class _GuardedStream(io.RawIOBase):
             raise _unreadable(self._name, error) from None
 
     def close(self) -> None:
+        """Close what is underneath."""
         if not self.closed:
             self._stored.close()
         super().close()
@@ -241,9 +250,11 @@ class _ZstdStream(io.RawIOBase):
         self._output = memoryview(b"")
 
     def readable(self) -> bool:
+        """Return True: it is read."""
         return True
 
     def readinto(self, buffer: Any) -> int:
+        """Read decompressed bytes into a buffer; return how many came, 0 at the end."""
         while not self._output:
             if not self._input:
                 self._input = self._stored.read(_ZSTD_INPUT_BYTES)

@@ -38,19 +38,24 @@ class _Slice(io.RawIOBase):
         self.stream, self.start, self.length, self.place = stream, start, length, 0
 
     def readable(self) -> bool:
+        """Return True: it is read."""
         return True
 
     def seekable(self) -> bool:
+        """Return True: any place of it can be read."""
         return True
 
     def tell(self) -> int:
+        """Return the place of the next read, from the part's first byte."""
         return self.place
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Go to a place of the part and return it."""
         self.place = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self.place, io.SEEK_END: self.length}[whence]
         return self.place
 
     def readinto(self, buffer: Any) -> int:
+        """Read into a buffer up to the part's end; return how many bytes came."""
         wanted = max(0, min(len(buffer), self.length - self.place))
         self.stream.seek(self.start + self.place)
         num_read: int = self.stream.readinto(memoryview(buffer)[:wanted])  # type: ignore[attr-defined]

@@ -91,9 +91,11 @@ class _Kept:
 
     @property
     def bounds(self) -> NDArray[np.int64]:
+        """First id of each sequence, and the end of the last, int64 [n + 1]."""
         return _bounds(self.lengths)
 
     def only(self, is_wanted: NDArray[np.bool_]) -> "_Kept":
+        """Return those of the sequences that are wanted, bool [n]."""
         if is_wanted.all():
             return self
         lengths = self.lengths[is_wanted]
