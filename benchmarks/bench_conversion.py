@@ -2,7 +2,8 @@
 
 ``python benchmarks/bench_conversion.py [--recipe esm2_650m] [--folder DIR] [--output results/conversion.json]``. Prints
 JSON: the rates in bytes of model weights a second, each as a share of ``cp``'s in the same run (files synced to disk by
-both), and the peak memory of a process that converts, above that of one which has only imported what it needs.
+both), and the peak memory of a process that converts, above that of one which has only imported what it needs. A
+Megatron checkpoint comes with a SHA-256 of every byte, so ``cp`` followed by ``sha256sum`` is its second peer.
 """
 
 import argparse
@@ -70,15 +71,25 @@ def warm(folder: Path, num_bytes: int) -> None:
     (folder / "warm").unlink()
 
 
-def copied(source: Path, target: Path) -> float:
-    """Seconds that ``cp`` takes with the bytes synced to disk, as a conversion does before it shows its folder."""
+def copied(source: Path, target: Path) -> tuple[float, float]:
+    """Seconds that ``cp`` takes with the bytes synced to disk, as a conversion does before it shows its folder.
+
+    The second number has those of ``sha256sum`` of the copy added.
+    """
     warm(target.parent, source.stat().st_size)
     started = time.perf_counter()
     subprocess.run(["cp", str(source), str(target)], check=True)
     subprocess.run(["sync", str(target)], check=True)
     seconds = time.perf_counter() - started
+    subprocess.run(["sha256sum", str(target)], check=True, stdout=subprocess.DEVNULL)
+    with_checksum = time.perf_counter() - started
     target.unlink()
-    return seconds
+    return seconds, with_checksum
+
+
+def _add_copy(seconds: dict[str, list[float]], source: Path, target: Path) -> None:
+    for kind, took in zip(("cp", "cp_and_sha256sum"), copied(source, target), strict=True):
+        seconds[kind].append(took)
 
 
 def measure(recipe: str, folder: Path, repeats: int) -> dict[str, Any]:
@@ -89,16 +100,16 @@ def measure(recipe: str, folder: Path, repeats: int) -> dict[str, Any]:
     write_megatron(source, folder / "step", torch.float32)
     num_bytes = sum(info.num_bytes for info in source.tensors.infos.values())
     weights = folder / "step" / "weights" / "__0_0.distcp"
-    seconds: dict[str, list[float]] = {"cp": [], "to_hf": [], "to_megatron": []}
+    seconds: dict[str, list[float]] = {"cp": [], "cp_and_sha256sum": [], "to_hf": [], "to_megatron": []}
     peaks: dict[str, float] = {}
     for _ in range(repeats):
-        seconds["cp"].append(copied(weights, folder / "copy"))
+        _add_copy(seconds, weights, folder / "copy")
         for kind, given, made, to in (("to_hf", "step", "hf", "hf"), ("to_megatron", "hf", "back", "megatron")):
             warm(folder, num_bytes)
             took, peak = converted(str(folder / given), str(folder / made), to)
             seconds[kind].append(took)
             peaks[kind] = max(peak, peaks.get(kind, 0.0))
-        seconds["cp"].append(copied(weights, folder / "copy"))
+        _add_copy(seconds, weights, folder / "copy")
         for made in ("hf", "back"):
             shutil.rmtree(folder / made)
     best = {kind: min(times) for kind, times in seconds.items()}
@@ -109,6 +120,7 @@ def measure(recipe: str, folder: Path, repeats: int) -> dict[str, Any]:
         "bytes_of_largest_tensor": largest,
         "bytes_per_second": {kind: round(num_bytes / time) for kind, time in best.items()},
         "share_of_cp": {kind: round(best["cp"] / best[kind], 3) for kind in ("to_hf", "to_megatron")},
+        "to_megatron_as_share_of_cp_and_sha256sum": round(best["cp_and_sha256sum"] / best["to_megatron"], 3),
         "seconds": {kind: [round(time, 3) for time in times] for kind, times in seconds.items()},
         "peak_bytes_above_imports": {kind: round(peak) for kind, peak in peaks.items()},
         "peak_is_within_largest_tensor_plus_1_gb": all(peak <= largest + 1e9 for peak in peaks.values()),
