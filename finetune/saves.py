@@ -14,7 +14,6 @@ import json
 import math
 import re
 import shutil
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,10 +21,11 @@ from typing import Any
 import torch
 
 from megaprot.common.errors import InputError
-from megaprot.common.files import publish_folder, sha256_of, write_json_atomically
+from megaprot.common.files import publish_folder, write_json_atomically
+from megaprot.common.manifest import damaged_file, problem_of, sizes_and_checksums, write_manifest
 from megaprot.finetune.processes import Place
 
-_STATE, _PROGRESS, _MANIFEST = "state", "progress.json", "manifest.json"
+_STATE, _PROGRESS = "state", "progress.json"
 _STEP_NAME = re.compile(r"step_(\d{8,})$")
 
 
@@ -69,9 +69,8 @@ def save(folder: Path, engine: Any, progress: Progress, place: Place) -> None:
     if place.is_main:
         best = progress.best_value if math.isfinite(progress.best_value) else None
         write_json_atomically(partial / _PROGRESS, asdict(progress) | {"best_value": best})
-        files = {str(path.relative_to(partial)): path for path in _files(partial)}
-        manifest = {name: [path.stat().st_size, sha256_of(path)] for name, path in files.items()}
-        write_json_atomically(partial / _MANIFEST, manifest)
+        names = [str(path.relative_to(partial)) for path in sorted(partial.rglob("*")) if path.is_file()]
+        write_manifest(partial, "megaprot-finetuning-save", sizes_and_checksums(partial, names))
         shutil.rmtree(final, ignore_errors=True)
         publish_folder(partial, final)
         for older in folder.glob("step_*"):
@@ -81,9 +80,15 @@ def save(folder: Path, engine: Any, progress: Progress, place: Place) -> None:
 
 
 def newest(folder: Path) -> Path | None:
-    """Return the newest save whose files are all there as written, or None."""
-    found = sorted((path for path in folder.glob("step_*") if _STEP_NAME.search(path.name)), reverse=True)
-    return next((path for path in found if _is_whole(path)), None)
+    """Return the newest save whose files are all there as written, or None; a damaged one is named and passed over."""
+    for path in sorted((path for path in folder.glob("step_*") if _STEP_NAME.search(path.name)), reverse=True):
+        problem = problem_of(path, [_PROGRESS])
+        if not problem and (damaged := damaged_file(path)):
+            problem = f"{damaged} does not match its checksum"
+        if not problem:
+            return path
+        print(f"save passed over: {problem}", flush=True)
+    return None
 
 
 def read_progress(save_folder: Path) -> Progress:
@@ -109,19 +114,6 @@ def load(save_folder: Path, engine: Any) -> None:
         text = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"{save_folder} cannot be loaded ({text}); remove it, or go on with the layout and settings "
                          "it was written with.") from error  # fmt: skip
-
-
-def _files(folder: Path) -> Iterator[Path]:
-    return (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != _MANIFEST)
-
-
-def _is_whole(folder: Path) -> bool:
-    try:
-        manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
-        return all((folder / name).stat().st_size == size and sha256_of(folder / name) == checksum
-                   for name, (size, checksum) in manifest.items())  # fmt: skip
-    except (OSError, ValueError, TypeError):
-        return False
 
 
 def _restricted_engine() -> Any:

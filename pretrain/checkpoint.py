@@ -15,7 +15,6 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Collection
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,10 +30,12 @@ from megatron.core.optimizer import MegatronOptimizer
 from torch.distributed.checkpoint import CheckpointException
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
+from megaprot.common import manifest
 from megaprot.common.command_line import parse_config
 from megaprot.common.config_yaml import config_to_yaml
 from megaprot.common.errors import InputError, LostPeersError, RunError
-from megaprot.common.files import publish_folder, sha256_of, write_json_atomically
+from megaprot.common.files import publish_folder, write_json_atomically
+from megaprot.common.manifest import damaged_file, sizes_and_checksums, write_manifest
 from megaprot.common.safe_pickle import load_restricted
 from megaprot.common.vocabulary import Vocabulary
 from megaprot.common.world import lost_peers
@@ -43,8 +44,7 @@ from megaprot.pretrain.model.initialisation import SHARDING_METADATA
 from megaprot.pretrain.shard_writer import no_writer_processes
 
 OPTIMIZER_METADATA = {"distrib_optim_sharding_type": "fully_reshardable"}
-MANIFEST, STATE, WEIGHTS, CONFIG, VOCABULARY = (
-    "manifest.json",
+STATE, WEIGHTS, CONFIG, VOCABULARY = (
     "state.json",
     "weights",
     "config.yaml",
@@ -106,36 +106,8 @@ def saved_steps(checkpoints: Path) -> list[int]:
 
 
 def problem_of(folder: Path) -> str:
-    """Return what makes a save incomplete, naming the file, or an empty string.
-
-    Looks at presence and sizes only; ``damaged_file`` compares checksums.
-    """
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        files = manifest["files"]
-        for name, entry in files.items():
-            path, num_bytes, _ = folder / name, entry["num_bytes"], entry["sha256"]
-            if not path.is_file():
-                return f"{path} is missing"
-            if path.stat().st_size != num_bytes:
-                return f"{path} has {path.stat().st_size} bytes instead of {num_bytes}"
-    except FileNotFoundError:
-        return f"{folder / MANIFEST} is missing"
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return f"{folder / MANIFEST} is damaged"
-    return "" if {STATE, CONFIG, VOCABULARY} <= set(files) else f"{folder / MANIFEST} does not list all parts"
-
-
-def damaged_file(folder: Path, names: Collection[str] = (), share: int = 0, num_shares: int = 1) -> str:
-    """Return the first of ``names`` (none: all files) whose checksum is not the manifest's, or an empty string.
-
-    Of the files in alphabetical order only every ``num_shares``-th one is looked at, beginning with ``share``.
-    """
-    files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
-    for name in sorted(names or files)[share::num_shares]:
-        if sha256_of(folder / name) != files[name]["sha256"]:
-            return str(folder / name)
-    return ""
+    """Return what makes a save incomplete by presence and sizes, naming the file, or an empty string."""
+    return manifest.problem_of(folder, SMALL_FILES)
 
 
 def newest_whole_by_size(checkpoints: Path) -> Path | None:
@@ -275,11 +247,6 @@ def _checksums(partial: Path, patterns: tuple[str, ...], rank: int) -> dict[str,
     return sizes_and_checksums(partial, [str(path.relative_to(partial)) for path in paths])
 
 
-def sizes_and_checksums(folder: Path, names: Collection[str]) -> dict[str, Any]:
-    """Return what the manifest says of files below ``folder``: {name: size and sha256}."""
-    return {name: {"num_bytes": (folder / name).stat().st_size, "sha256": sha256_of(folder / name)} for name in names}
-
-
 def _finish(
     partial: Path,
     final: Path,
@@ -311,7 +278,7 @@ def describe(
     write_json_atomically(folder / STATE, asdict(state))
     write_json_atomically(folder / VOCABULARY, vocabulary.to_dict())
     listed = files | sizes_and_checksums(folder, SMALL_FILES)
-    write_json_atomically(folder / MANIFEST, {"format": "megaprot-checkpoint", "version": 1, "files": listed})
+    write_manifest(folder, "megaprot-checkpoint", listed)
 
 
 def prune(checkpoints: Path, keep: int, newest: int) -> None:

@@ -11,11 +11,11 @@ from pathlib import Path
 import torch
 
 from megaprot.common.errors import InputError
+from megaprot.common.manifest import damaged_file
 from megaprot.common.masking import MaskingConfig, masked_capacity
 from megaprot.common.packing_plan import check_row_shape
 from megaprot.pretrain.blend import Blend, folders_and_weights, open_blend
 from megaprot.pretrain.checkpoint import (
-    damaged_file,
     newest_whole_by_size,
     problem_of,
     read_config,

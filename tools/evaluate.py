@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from megaprot.common.errors import InputError
+from megaprot.common.manifest import MANIFEST, damaged_file
 from megaprot.common.quiet import quiet
 from megaprot.pretrain.config import ParallelConfig
 
@@ -55,8 +56,8 @@ def checkpoint_folder(model: Path) -> Path:
 
     if not model.is_dir():
         raise InputError(f"--model {model} is not a folder; name a run folder or one of its checkpoints.")
-    if (model / checkpoint.STATE).is_file() or (model / checkpoint.MANIFEST).is_file():
-        problem = checkpoint.problem_of(model) or checkpoint.damaged_file(model)
+    if (model / checkpoint.STATE).is_file() or (model / MANIFEST).is_file():
+        problem = checkpoint.problem_of(model) or damaged_file(model)
         if problem:
             raise InputError(f"the checkpoint {model} is not whole: {problem}; restore it or name another step.")
         return model

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from megaprot.common.errors import InputError
+from megaprot.common.manifest import MANIFEST, damaged_file
 from megaprot.pretrain import checkpoint
 from megaprot.tools.conversion.model_card import facts_of_run
 from megaprot.tools.conversion.names import our_shapes
@@ -141,8 +142,8 @@ def step_folder_of(folder: Path) -> Path | None:
     Raises:
         InputError: There are checkpoints, but none is whole.
     """
-    if (folder / checkpoint.MANIFEST).is_file() or (folder / checkpoint.STATE).is_file():
-        problem = checkpoint.problem_of(folder) or checkpoint.damaged_file(folder, checkpoint.SMALL_FILES)
+    if (folder / MANIFEST).is_file() or (folder / checkpoint.STATE).is_file():
+        problem = checkpoint.problem_of(folder) or damaged_file(folder, checkpoint.SMALL_FILES)
         if problem:
             raise InputError(f"the checkpoint {folder} is not whole: {problem}; restore it or name another step.")
         return folder

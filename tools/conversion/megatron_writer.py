@@ -22,6 +22,7 @@ from torch.futures import Future
 
 from megaprot.common.errors import MegaprotError, RunError
 from megaprot.common.files import BLOCK_BYTES
+from megaprot.common.manifest import sizes_and_checksums
 from megaprot.pretrain import checkpoint
 from megaprot.pretrain.checkpoint import TrainingState
 from megaprot.pretrain.config import DataConfig, PretrainConfig, RunConfig, TrainConfig
@@ -153,5 +154,5 @@ def write_megatron(source: SourceModel, folder: Path, dtype: torch.dtype) -> Non
     )
     shard = weights / SHARD
     entries = {str(shard.relative_to(folder)): {"num_bytes": shard.stat().st_size, "sha256": writer.shard_sha256}}
-    entries |= checkpoint.sizes_and_checksums(folder, files)
+    entries |= sizes_and_checksums(folder, files)
     checkpoint.describe(folder, entries, TrainingState(), config, source.vocabulary)

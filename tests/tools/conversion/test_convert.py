@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from megaprot.common.manifest import damaged_file, sizes_and_checksums
 from megaprot.common.vocabulary import get_vocabulary
 from megaprot.pretrain import checkpoint
 from megaprot.tools.conversion.hugging_face_writer import write_weights
@@ -90,7 +91,7 @@ def test_a_checkpoint_has_the_tensors_of_an_independent_mapping(folders: tuple[P
 
 def test_a_written_checkpoint_has_the_checksums_of_its_files(folders: tuple[Path, Path, nn.Module]) -> None:
     assert checkpoint.problem_of(folders[1]) == ""
-    assert checkpoint.damaged_file(folders[1]) == ""
+    assert damaged_file(folders[1]) == ""
 
 
 def test_megatron_bert_has_the_tensors_of_an_independent_mapping(tmp_path: Path) -> None:
@@ -112,7 +113,7 @@ def test_a_converted_model_gives_fair_esms_logits(tmp_path: Path) -> None:
 def remake_manifest(step: Path) -> None:
     """Let the manifest list the files as they are now."""
     names = [str(path.relative_to(step)) for path in step.rglob("*") if path.is_file() and path.name != "manifest.json"]
-    listed = {"format": "megaprot-checkpoint", "version": 1, "files": checkpoint.sizes_and_checksums(step, names)}
+    listed = {"format": "megaprot-checkpoint", "version": 1, "files": sizes_and_checksums(step, names)}
     (step / "manifest.json").write_text(json.dumps(listed))
 
 

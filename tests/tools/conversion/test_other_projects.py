@@ -6,10 +6,14 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from megaprot.finetune.model_folder import read_model
+from megaprot.pretrain import parallel
 from megaprot.pretrain.config import ModelConfig
+from megaprot.tools import cli
 from tests.pretrain.model.oracles import esm_for_masked_lm, logits_alone, randomise
 from tests.pretrain.tiny import random_sequences
 from tests.tools.conversion.models import assert_same_tensors, converted, largest_difference, loaded, refused
@@ -114,9 +118,39 @@ def test_plm_interacts_weights_give_encoder_and_pair_head(form: str, tmp_path: P
         torch.save({"model": held, "epoch": 3, "optimizer": {"state": {}}, "loss": torch.ones(1)}, given)
     folder = converted(given, tmp_path / "hf", "hf", "--verify")
     assert_same_tensors(loaded(folder), theirs)
-    assert load_file(folder / "pair_head.safetensors")["classifier.weight"].equal(state["classifier.weight"])
+    assert load_file(folder / "head.safetensors")["classifier.weight"].equal(state["classifier.weight"])
     sequences = random_sequences((9, 40), seed=2)
     assert largest_difference(logits_alone(loaded(folder), sequences), logits_alone(theirs, sequences)) == 0.0
+
+
+def test_plm_interacts_weights_score_pairs(tmp_path: Path) -> None:
+    """Its formula on one sequence at a time with transformers' own model; the command reads the folder as it is."""
+    theirs = esm_for_masked_lm(ESM_SHAPE, 1024)
+    state = plm_interact(theirs)
+    (tmp_path / "given").mkdir()
+    torch.save(state, tmp_path / "given" / "pytorch_model.bin")
+    folder = converted(tmp_path / "given", tmp_path / "hf", "hf")
+    (tmp_path / "data").mkdir()
+    pairs = [("MKVLAGG", "WYDE", 1), ("ACDEFGHIK", "LMNPQ", 0), ("GGS", "MKT", 1)]
+    lines = [f"{first},{second},{label}" for first, second, label in pairs]
+    (tmp_path / "data" / "test.csv").write_text("\n".join(["query,text,label", *lines]) + "\n")
+    tuned = read_model(folder, "ppi")
+    vocabulary = tuned.encoder.vocabulary
+    examples = tuned.task.read(tmp_path / "data", "test", vocabulary)
+    with torch.no_grad():
+        outputs = tuned.model(tuned.task.collate(tuned.encoder, examples, None))
+        for (first, second, _), logits in zip(pairs, outputs[0], strict=True):
+            for one, other, logit in ((first, second, logits[0]), (second, first, logits[1])):
+                ids = [[vocabulary.tokens.index(letter) for letter in protein] for protein in (one, other)]
+                tokens = torch.tensor([[vocabulary.begin, *ids[0], vocabulary.end, *ids[1], vocabulary.end]])
+                states = theirs.esm(tokens).last_hidden_state[0, 0]
+                expected = state["classifier.weight"][0] @ states.relu() + state["classifier.bias"][0]
+                assert float(logit) == pytest.approx(float(expected), abs=1e-5)
+    if dist.is_initialized():
+        parallel.stop_processes()
+    command = ["evaluate", "--task", "ppi", "--model", str(folder), "--data", str(tmp_path / "data"), "--split", "test"]
+    assert cli.main(command) == 0
+    assert json.loads((folder / "evaluation_test" / "results.json").read_text())["num_examples"] == 3
 
 
 def test_a_file_that_is_not_plm_interacts_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
