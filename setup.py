@@ -47,10 +47,12 @@ setup(
         "deepspeed>=0.19.8",
         "peft>=0.14",
         "matplotlib>=3.8",
+        "obonet>=1.1",  # the Gene Ontology
     ],
     extras_require={
         "data": ["pyarrow>=14", "lmdb>=1.4", "zstandard>=0.22", "sentencepiece>=0.2"],
         "gpu": ["transformer-engine[pytorch]>=2.9"],
+        "quantization": ["bitsandbytes>=0.45"],  # frozen towers in 8 or 4 bits
         "logging": ["tensorboard>=2.16", "wandb>=0.17"],
         "dev": [
             "pytest>=8",
@@ -65,6 +67,7 @@ setup(
             "scikit-learn>=1.4",
             "tape-proteins>=0.5",
             "tensorboard>=2.16",
+            "bitsandbytes>=0.45",
         ],
     },
     entry_points={"console_scripts": ["megaprot = megaprot.tools.cli:main"]},
