@@ -80,7 +80,7 @@ def megaprot_step(data: list[tuple[str, np.ndarray]], place: Place, head: str, f
     return step
 
 
-def esm_folder(folder: Path) -> Path:
+def esm_folder(folder: Path, token_dropout: bool = False) -> Path:
     """Write a random ESM-2 of the 8M shape."""
     from transformers import EsmConfig, EsmForMaskedLM, EsmTokenizer
 
@@ -89,7 +89,7 @@ def esm_folder(folder: Path) -> Path:
     EsmTokenizer(str(folder / "vocab.txt")).save_pretrained(folder)
     config = EsmConfig(
         vocab_size=vocabulary.size, pad_token_id=vocabulary.pad, mask_token_id=vocabulary.mask, layer_norm_eps=1e-5,
-        position_embedding_type="rotary", token_dropout=False, **SIZES,
+        position_embedding_type="rotary", token_dropout=token_dropout, **SIZES,
     )  # fmt: skip
     EsmForMaskedLM(config).save_pretrained(folder)
     return folder

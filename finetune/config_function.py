@@ -53,6 +53,7 @@ class FunctionConfig:
             block's other terms, and a term's proteins against the other proteins (CLIP's, with several positives).
         text_tuning: Which of the text tower's weights learn; LoRA as ``tuning.lora_...`` says.
         quantize: Hold the frozen weights of both towers in 8 bits (LLM.int8) or 4 (NF4), by bitsandbytes.
+        vectors: Folder in which vectors of frozen towers are kept from run to run; empty keeps them for one run.
         split: Which proteins and terms are trained on.
     """
 
@@ -68,4 +69,5 @@ class FunctionConfig:
     loss: Literal["bce", "contrastive"] = "bce"
     text_tuning: Literal["frozen", "lora", "full"] = "frozen"
     quantize: Literal["none", "8bit", "4bit"] = "none"
+    vectors: str = ""
     split: SplitConfig = field(default_factory=SplitConfig)

@@ -12,12 +12,14 @@ class PpiConfig:
 
     Attributes:
         max_length: Most tokens of a pair, boundary tokens included; 0 takes what the encoder takes.
-        long_pairs: What is done with longer pairs: ``truncate`` the longer protein first, or read ``windows``.
-        symmetric: Score both orders and average.
-        mask_rate: Share of the residues that are masked in training.
-        mlm_weight: Weight of the masked-language loss; 0 leaves it out.
-        class_weight: Weight of the classification loss.
-        pos_weight: Weight of positive pairs in it; 0 takes negatives / positives of the training split.
+        long_pairs: What the task ``ppi`` does with longer pairs: ``truncate`` cuts the longer protein first;
+            ``windows`` reads one pair of windows, another each step, in training and joins all of them in scoring.
+        symmetric: Score both orders and average; training reads both in any case.
+        mask_rate: Share of the residues that the task ``ppi`` masks in training.
+        mlm_weight: Weight of its masked-language loss; 0 leaves it out.
+        class_weight: Weight of its classification loss.
+        pos_weight: Weight of positive pairs in the classification loss; 0 takes negatives / positives of the training
+            split.
     """
 
     max_length: int = 0

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from megaprot.common.vocabulary import Vocabulary
-from megaprot.finetune.batch import Batch
+from megaprot.finetune.batch import Batch, PairBatch
 from megaprot.finetune.packed_attention import OnAttention
 
 
@@ -27,10 +27,17 @@ class Encoder(nn.Module):
         longest: Most residues of a sequence; 0 for any number.
         is_padding_free: Whether sequences stand in one row; else they are padded to the longest of the batch.
         first_position: Position of a sequence's first token.
+        second_type: Token type of a pair's second protein; the first has 0.
     """
 
     def __init__(
-        self, model: Any, vocabulary: Vocabulary, longest: int, is_padding_free: bool, first_position: int
+        self,
+        model: Any,
+        vocabulary: Vocabulary,
+        longest: int,
+        is_padding_free: bool,
+        first_position: int,
+        second_type: int = 0,
     ) -> None:
         super().__init__()
         self.model = model
@@ -38,6 +45,7 @@ class Encoder(nn.Module):
         self.longest = longest
         self.is_padding_free = is_padding_free
         self.first_position = first_position
+        self.second_type = second_type
 
     @property
     def device(self) -> torch.device:
@@ -74,7 +82,10 @@ class Encoder(nn.Module):
                 sequences of one length. Padding-free models keep no map longer than it does.
         """
         options: dict[str, Any] = {"output_hidden_states": True} if set(layers) != {-1} else {}
+        types = batch.is_second.long() * self.second_type if isinstance(batch, PairBatch) and self.second_type else None
         if self.is_padding_free:
+            if types is not None:
+                options["token_type_ids"] = types.unsqueeze(0)
             found = self.model.base_model(
                 input_ids=batch.tokens.unsqueeze(0),
                 position_ids=(batch.positions + self.first_position).unsqueeze(0),
@@ -86,6 +97,8 @@ class Encoder(nn.Module):
         padded = nn.utils.rnn.pad_sequence(list(batch.tokens.split(batch.lengths)), True, self.vocabulary.pad)
         is_token = torch.zeros_like(padded, dtype=torch.bool)
         is_token[batch.sequence, batch.positions] = True
+        if types is not None:
+            options["token_type_ids"] = nn.utils.rnn.pad_sequence(list(types.split(batch.lengths)), True)
         if on_attention is not None:
             options["output_attentions"] = True
         found = self.model.base_model(input_ids=padded, attention_mask=is_token.long(), **options)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from megaprot.common.quiet import quiet
 from megaprot.finetune.config import EngineConfig, OptimConfig, TrainConfig
+from megaprot.finetune.gradient_caching import Block, cached_step
 from megaprot.finetune.micro_batches import MicroBatch
 from megaprot.finetune.processes import Place
 from megaprot.finetune.task import Task
@@ -111,19 +112,40 @@ class Engine:
         for group, scale in zip(self.optimizer.param_groups, self.scales, strict=True):
             group["lr"] = lr * scale
         self.deepspeed.train()
+        total = max(total_weight, 1.0)
+        block = self.task.block(self.model, examples, batches, seed)
+        if block is not None:
+            return self._take_block(block, total)
         loss_sum, num_residues = 0.0, 0
         for place, batch in enumerate(batches):
             members = [examples[member] for member in batch.members]
-            self.deepspeed.set_gradient_accumulation_boundary(place == len(batches) - 1)
-            loss = self.task.loss(self.outputs(members, seed), members) / max(total_weight, 1.0)
+            loss = self.task.loss(self.outputs(members, seed), members) / total
             if batch.is_blank:
                 loss = loss * 0.0
             else:
                 loss_sum += float(loss.detach())
                 num_residues += sum(map(self.task.num_residues, members))
-            self.deepspeed.backward(loss * self.place.world_size, scale_wrt_gas=False)
-            self.deepspeed.step()
+            self._backward(loss, is_last=place == len(batches) - 1)
         return StepResult(loss_sum, num_residues, self._grad_norm())
+
+    def _take_block(self, block: Block, total: float) -> StepResult:
+        """Take a step whose micro-batches have one loss together."""
+        share = 0.0 if block.is_blank else 1.0 / total
+        loss = cached_step(
+            self.deepspeed,
+            block,
+            lambda outputs: self.task.loss(outputs, block.members) * share,
+            self._backward,
+            self.place.device,
+        )
+        num_residues = 0 if block.is_blank else sum(map(self.task.num_residues, block.members))
+        return StepResult(float(loss), num_residues, self._grad_norm())
+
+    def _backward(self, loss: Tensor, is_last: bool) -> None:
+        """Add a micro-batch's gradient; after the last of a step the weights move."""
+        self.deepspeed.set_gradient_accumulation_boundary(is_last)
+        self.deepspeed.backward(loss * self.place.world_size, scale_wrt_gas=False)
+        self.deepspeed.step()
 
     def _grad_norm(self) -> float:
         norm: Tensor | float | None = self.deepspeed.get_global_grad_norm()

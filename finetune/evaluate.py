@@ -72,6 +72,7 @@ def evaluate(request: Request, place: Place) -> dict[str, Any]:
         about=_about(request, tuned, folders, evaluated),
         figures=[*_curves(folders[0], tuned), *tuned.task.figures(examples, evaluated.outcomes)],
         details=_details(request, folders, found),
+        sections=tuned.task.sections(examples, evaluated.outcomes),
     )
     output = Path(request.output) if request.output else request.model / f"evaluation_{request.split}"
     write_report(output, report)
@@ -124,7 +125,7 @@ def _about(request: Request, tuned: FinetunedModel, folders: Sequence[Path], eva
         f"Mean loss {evaluated.loss:.4f}. None of the split's {tuned.task.unit} was left out.",
     ]
     if len(folders) > 1:
-        lines.append(f"Values are means over {len(folders)} seeds; figures are those of the first.")
+        lines.append(f"Values are means over {len(folders)} seeds; figures and later tables are those of the first.")
     return lines + described(read_grid(request.model))
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from megaprot.common.metrics_log import series
+from megaprot.finetune.pairs.metrics import NUM_BINS, bins_of, cumulated
 
 _MOST_NAMED_CLASSES = 30
 
@@ -69,6 +70,38 @@ def curves(rows: Sequence[dict[str, Any]], metric: str) -> Any:
     axes[0].legend(frameon=False)
     axes[1].plot(*series(rows, f"valid_{metric}"), marker="o", markersize=3)
     axes[1].set(xlabel="optimizer step", ylabel=f"validation {metric}")
+    return figure
+
+
+def ranking(labels: NDArray[np.float64], scores: Mapping[str, NDArray[np.float64]]) -> Any:
+    """Return precision over recall and true over false positives of pairs [num_pairs], a line for each score."""
+    figure, axes = _subplots(2)
+    for name, values in scores.items():
+        hits, errors = cumulated(labels, values)(np.ones(len(labels)))
+        axes[0].plot(hits / hits[-1], hits / (hits + errors), label=name, linewidth=1)
+        axes[1].plot(np.append(0.0, errors / errors[-1]), np.append(0.0, hits / hits[-1]), label=name, linewidth=1)
+    axes[0].axhline(labels.mean(), color="grey", linewidth=0.8)
+    axes[1].plot((0, 1), (0, 1), color="grey", linewidth=0.8)
+    axes[0].set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02))
+    axes[1].set(xlabel="false positives", ylabel="true positives", xlim=(0, 1), ylim=(0, 1.02))
+    axes[0].legend(frameon=False)
+    return figure
+
+
+def reliability(labels: NDArray[np.float64], unscaled: NDArray[np.float64], scaled: NDArray[np.float64]) -> Any:
+    """Return the share of pairs that bind over the probability they were given, before and after scaling."""
+    figure, axes = _subplots(2)
+    for name, values in (("as given", unscaled), ("scaled", scaled)):
+        bins = bins_of(values)
+        counts = np.bincount(bins, minlength=NUM_BINS)
+        used = counts > 0
+        means = [np.bincount(bins, those, NUM_BINS)[used] / counts[used] for those in (values, labels)]
+        axes[0].plot(*means, marker="o", markersize=3, label=name)
+        axes[1].stairs(counts, np.linspace(0, 1, NUM_BINS + 1), label=name)
+    axes[0].plot((0, 1), (0, 1), color="grey", linewidth=0.8)
+    axes[0].set(xlabel="probability", ylabel="share that binds", xlim=(0, 1), ylim=(0, 1))
+    axes[1].set(xlabel="probability", ylabel="pairs")
+    axes[0].legend(frameon=False)
     return figure
 
 

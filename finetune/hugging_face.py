@@ -67,7 +67,8 @@ def load_encoder(
     is_padding_free, first_position = _prepare(model, config, vocabulary.pad)
     num_positions = _num_positions(config, vocabulary.pad)
     longest = num_positions - vocabulary.num_boundary_tokens if num_positions else 0
-    return Encoder(model.eval(), vocabulary, longest, is_padding_free, first_position)
+    second_type = _second_type(tokenizer, config)
+    return Encoder(model.eval(), vocabulary, longest, is_padding_free, first_position, second_type)
 
 
 def fingerprint(folder: Path) -> str:
@@ -180,6 +181,13 @@ def _num_positions(config: dict[str, Any], pad: int) -> int:
         return 0
     num_positions = int(config["max_position_embeddings"])
     return num_positions - pad - 1 if config["model_type"] == "esm" else num_positions  # ESM counts from pad + 1
+
+
+def _second_type(tokenizer: Any, config: dict[str, Any]) -> int:
+    """Return the token type that a tokenizer gives the second of two sequences (BERT's: 1), if the model has types."""
+    if config["model_type"] == "esm" or int(config.get("type_vocab_size", 2)) < 2:
+        return 0
+    return max(tokenizer("A", "A").get("token_type_ids", [0]))
 
 
 def _first_line(error: Exception) -> str:

@@ -65,8 +65,11 @@ def write_model(
         about: What else ``task.json`` says: step, validation metrics.
         place: Rank 0 writes.
     """
-    encoder: Encoder = model.encoder
-    tensors = {name: weight.cpu().contiguous() for name, weight in plain_weights(encoder)}
+    towers = {ENCODER: (model.encoder, source), **task.further_encoders(model)}
+    tensors = {
+        name: {inner: weight.cpu().contiguous() for inner, weight in plain_weights(tower)}
+        for name, (tower, _) in towers.items()
+    }
     with gathered(list(model.head.parameters())):
         head_tensors = {name: tensor.detach().float().cpu().clone() for name, tensor in model.head.state_dict().items()}
     if place.is_main:
@@ -77,17 +80,17 @@ def write_model(
             "learned": task.state(),
             **about,
         }
-        _replace(folder, encoder, tensors, head_tensors, description, source)
+        _replace(folder, task, towers, tensors, head_tensors, description)
     place.barrier()
 
 
 def _replace(
     folder: Path,
-    encoder: Encoder,
-    tensors: dict[str, Tensor],
+    task: Task,
+    towers: dict[str, tuple[Any, Path]],
+    tensors: dict[str, dict[str, Tensor]],
     head_tensors: dict[str, Tensor],
     description: dict[str, Any],
-    source: Path,
 ) -> None:
     """Write a model folder under another name and put it in the old one's place."""
     from safetensors.torch import save_file
@@ -96,8 +99,10 @@ def _replace(
     for left in (fresh, old):
         shutil.rmtree(left, ignore_errors=True)
     with folder_written_whole(fresh) as partial:
-        encoder.model.save_pretrained(partial / ENCODER, state_dict=tensors)
-        copy_tokenizer(source, partial / ENCODER)
+        for name, (tower, source) in towers.items():
+            tower.model.save_pretrained(partial / name, state_dict=tensors[name])
+            copy_tokenizer(source, partial / name)
+        task.write_files(partial)
         save_file(head_tensors, partial / HEAD)
         write_json_atomically(partial / TASK, description)
     if folder.exists():
@@ -157,11 +162,12 @@ def read_model(
         description = json.loads((folder / TASK).read_text(encoding="utf-8"))
         task = open_task(task_name or description["task"], LabelConfig(**description["labels"]))
         head_config = HeadConfig(**description["head"])
-        if task.name != description["task"]:
+        if description["task"] not in (task.name, *task.also_reads):
             raise InputError(f"{folder} predicts {description['task']}, not {task.name}; give --task "
                              f"{description['task']}.")  # fmt: skip
         task.restore(description["learned"])
-        encoder = load_encoder(folder / ENCODER, device=device, precision=precision)
+        task.read_files(folder)
+        encoder = load_encoder(folder / description.get("encoder", ENCODER), device=device, precision=precision)
         head = task.build_head(head_config, encoder)
         head.load_state_dict(load_file(folder / HEAD))
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:

@@ -6,7 +6,7 @@ import base64
 import html
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,27 @@ from megaprot.finetune.published import NOTES, published_for
 _STYLE = """body{font:15px/1.5 sans-serif;max-width:60em;margin:2em auto;padding:0 1em;color:#222}
 table{border-collapse:collapse;margin:1em 0}td,th{padding:.2em .8em;border-bottom:1px solid #ddd;text-align:left}
 td.number{text-align:right;font-variant-numeric:tabular-nums}img{max-width:100%}.note{color:#555}"""
+
+
+@dataclass(frozen=True)
+class Section:
+    """What a task reports beside its metrics.
+
+    Attributes:
+        key: Its name in ``results.json``.
+        title: Its heading in ``report.html``.
+        header: Columns of its table.
+        rows: Cells of its table.
+        notes: Sentences below it.
+        numbers: The same for ``results.json``.
+    """
+
+    key: str
+    title: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    notes: Sequence[str]
+    numbers: Any
 
 
 @dataclass(frozen=True)
@@ -34,6 +55,7 @@ class Report:
         about: Lines on model and data.
         figures: (title, matplotlib figure).
         details: More for ``results.json``: model, data, values by seed.
+        sections: What the task reports beside its metrics.
     """
 
     task: str
@@ -45,6 +67,7 @@ class Report:
     about: Sequence[str]
     figures: Sequence[tuple[str, Any]]
     details: dict[str, Any]
+    sections: Sequence[Section] = ()
 
 
 def write_report(folder: Path, report: Report) -> None:
@@ -57,17 +80,22 @@ def write_report(folder: Path, report: Report) -> None:
 
 def results(report: Report) -> dict[str, Any]:
     """Return a report's numbers as JSON can hold them; what is not finite is null."""
-    metrics = {
-        name: {"value": _plain(one.value), "low": _plain(one.low), "high": _plain(one.high)}
-        for name, one in report.metrics.items()
-    }
     return {
         "task": report.task,
         "split": report.split,
         "num_examples": report.num_examples,
-        "metrics": metrics,
+        "metrics": plain_metrics(report.metrics),
         "definitions": report.definitions,
         **report.details,
+        **{section.key: section.numbers for section in report.sections},
+    }
+
+
+def plain_metrics(metrics: Mapping[str, Metric]) -> dict[str, dict[str, float | None]]:
+    """Return metrics as JSON can hold them; what is not finite is null."""
+    return {
+        name: {"value": _plain(one.value), "low": _plain(one.low), "high": _plain(one.high)}
+        for name, one in metrics.items()
     }
 
 
@@ -86,6 +114,9 @@ def page(report: Report) -> str:
     parts.append(f"<h2>Metrics over {report.num_examples:,} {report.unit}</h2>")
     parts.append(_table(("metric", "value", "95 % interval", "definition"), rows))
     parts.append(f'<p class="note">Intervals: bootstrap over {report.unit}, 1,000 samples.</p>')
+    for section in report.sections:
+        parts.append(f"<h2>{html.escape(section.title)}</h2>" + _table(section.header, section.rows))
+        parts += [f'<p class="note">{html.escape(note)}</p>' for note in section.notes]
     parts += _published(report)
     for name, figure in report.figures:
         parts.append(f'<h2>{html.escape(name)}</h2><img alt="{html.escape(name)}" src="{_image(figure)}">')

@@ -17,12 +17,16 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from megaprot.common.errors import InputError
+from megaprot.common.sequence_readers import Columns
 from megaprot.common.vocabulary import Vocabulary
 from megaprot.finetune.config import FinetuneConfig, HeadConfig, LabelConfig
 from megaprot.finetune.encoder import Encoder
-from megaprot.finetune.examples import find_split, read_examples
+from megaprot.finetune.examples import find_split, read_examples, read_unlabelled
+from megaprot.finetune.gradient_caching import Block
 from megaprot.finetune.metrics import Weighted
+from megaprot.finetune.micro_batches import MicroBatch
 from megaprot.finetune.protein_states import Proteins, gather_proteins, whole_states
+from megaprot.finetune.report import Section
 
 Outcome = dict[str, NDArray[Any]]
 """What is kept of one example's prediction: small arrays by name, the same names for every example of a task."""
@@ -70,6 +74,7 @@ class Task(ABC):
         metric: The validation metric that chooses the best model.
         higher_is_better: Whether more of it is better.
         unit: What its examples are called, in the plural.
+        also_reads: Names of other tasks whose models it scores with.
         needs_lm_head: Whether training uses the encoder's masked-language head, which is then loaded and kept.
     """
 
@@ -79,6 +84,7 @@ class Task(ABC):
     metric: ClassVar[str]
     higher_is_better: ClassVar[bool] = True
     unit: ClassVar[str] = "proteins"
+    also_reads: ClassVar[tuple[str, ...]] = ()
     needs_lm_head: bool = False
 
     def __init__(self, labels: LabelConfig) -> None:
@@ -98,6 +104,14 @@ class Task(ABC):
             InputError: There is no such split, or a record cannot be used.
         """
         return read_examples(find_split(data, self.folder, split), self.labels, vocabulary, self.label_of)
+
+    def read_unlabelled(self, path: Path, vocabulary: Vocabulary, columns: Columns) -> list[Any]:
+        """Return the proteins of any sequence file, for prediction; each has an ``identifier``.
+
+        Raises:
+            InputError: The file or a record cannot be used.
+        """
+        return list(read_unlabelled(path, vocabulary, columns))
 
     def training_examples(self, examples: list[Any]) -> list[Any]:
         """Return what one epoch goes over, made of the training split."""
@@ -133,6 +147,34 @@ class Task(ABC):
             seed: Of what is drawn in training (masks, negatives); None when scoring, where nothing is drawn.
         """
         return gather_proteins(encoder.vocabulary, encoder.longest, [example.residues for example in examples])
+
+    def block(self, model: Any, examples: Sequence[Any], batches: Sequence[MicroBatch], seed: int) -> Block | None:
+        """Return a training step whose micro-batches have one loss together; None where each has its own.
+
+        Args:
+            model: What :meth:`build_model` made.
+            examples: The training split.
+            batches: This process's micro-batches of the step.
+            seed: Of what is drawn for the step.
+        """
+        return None
+
+    def further_encoders(self, model: Any) -> dict[str, tuple[Any, Path]]:
+        """Return {folder: (a module with transformers' model as ``model``, folder it came from)} beside the encoder.
+
+        They are written into the model's folder as the encoder is.
+        """
+        return {}
+
+    def write_files(self, folder: Path) -> None:  # noqa: B027 - most tasks have none
+        """Write into a model's folder what is too large for :meth:`state`."""
+
+    def read_files(self, folder: Path) -> None:  # noqa: B027
+        """Take from a model's folder what stands there beside head and encoder, before they are built.
+
+        Raises:
+            InputError: It is missing or damaged.
+        """
 
     def head_name(self, config: HeadConfig) -> str:
         """Return the head that ``config`` names; raises InputError where the task has none such."""
@@ -202,6 +244,10 @@ class Task(ABC):
 
     def figures(self, examples: Sequence[Any], outcomes: Sequence[Outcome]) -> list[tuple[str, Any]]:
         """Return (title, matplotlib figure) of what the report shows of a split."""
+        return []
+
+    def sections(self, examples: Sequence[Any], outcomes: Sequence[Outcome]) -> list[Section]:
+        """Return what the report of a split holds beside metrics and figures."""
         return []
 
 

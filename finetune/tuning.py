@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from megaprot.common.errors import InputError
 from megaprot.finetune.config import OptimConfig, TuningConfig
 from megaprot.finetune.encoder import Encoder
+from megaprot.finetune.quantization import plain
 
 _LAYER = re.compile(r"(?:^|\.)layer\.(\d+)\.")
 
@@ -30,7 +31,7 @@ def prepare_encoder(encoder: Encoder, tuning: TuningConfig) -> None:
         for name, parameter in encoder.named_parameters():
             parameter.requires_grad_(depth_of(name, encoder.num_layers) >= lowest)
     if tuning.mode == "lora":
-        _add_lora(encoder, tuning)
+        add_lora(encoder.model, tuning)
     for name, parameter in encoder.named_parameters():
         if _is_unused(name):
             parameter.requires_grad_(False)
@@ -41,8 +42,12 @@ def _is_unused(name: str) -> bool:
     return "contact_head" in name or "pooler" in name
 
 
-def _add_lora(encoder: Encoder, tuning: TuningConfig) -> None:
-    """Put low-rank updates on the named layers; all else is frozen."""
+def add_lora(model: Any, tuning: TuningConfig) -> None:
+    """Put low-rank updates on the named layers of transformers' model; all else of it is frozen.
+
+    Raises:
+        InputError: It has no layer of those names.
+    """
     from peft import LoraConfig, get_peft_model
 
     modules: Any = "all-linear" if tuning.lora_modules == ["all-linear"] else tuning.lora_modules
@@ -53,11 +58,11 @@ def _add_lora(encoder: Encoder, tuning: TuningConfig) -> None:
         target_modules=modules,
     )
     try:
-        get_peft_model(encoder.model, config)
+        get_peft_model(model, config)
     except ValueError as error:
         linear = {
             name.rsplit(".", 1)[-1]
-            for name, part in encoder.model.named_modules()
+            for name, part in model.named_modules()
             if isinstance(part, nn.Linear) and not _is_unused(name)
         }
         raise InputError(f"--tuning.lora_modules {' '.join(tuning.lora_modules)}: the encoder's linear layers are "
@@ -79,18 +84,18 @@ def parameter_groups(model: Any, optim: OptimConfig) -> list[dict[str, Any]]:
     norms have no weight decay.
 
     Args:
-        model: Has ``encoder`` and ``head``.
+        model: Has a ``head``; encoders beside it say ``num_layers``.
         optim: Rates and decay.
     """
-    encoder: Encoder = model.encoder
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
         scale = 1.0
-        if name.startswith("encoder."):
-            height = depth_of(name, encoder.num_layers)
-            scale = (optim.encoder_lr or optim.lr) / optim.lr * optim.layer_decay ** (encoder.num_layers - height)
+        tower = getattr(model, name.split(".")[0])
+        if tower is not model.head and hasattr(tower, "num_layers"):
+            height = depth_of(name, tower.num_layers)
+            scale = (optim.encoder_lr or optim.lr) / optim.lr * optim.layer_decay ** (tower.num_layers - height)
         groups.setdefault((scale, parameter.ndim > 1), []).append(parameter)
     return [
         {"params": parameters, "scale": scale, "lr": optim.lr, "weight_decay": optim.weight_decay if decays else 0.0}
@@ -108,25 +113,25 @@ def learning_rate(step: int, num_steps: int, optim: OptimConfig) -> float:
     return optim.lr * (num_steps - step) / max(1, num_steps - warmup + 1)
 
 
-def plain_weights(encoder: Encoder) -> Iterator[tuple[str, Tensor]]:
+def plain_weights(tower: Any) -> Iterator[tuple[str, Tensor]]:
     """Yield (name, weight) as transformers has them, LoRA's updates merged in; gathers ZeRO-3's shards in turn.
 
-    All ranks call it.
+    All ranks call it. ``tower`` has transformers' model as ``model``.
     """
     from peft.tuners.lora import LoraLayer
 
-    merged: dict[str, Any] = {name: part for name, part in encoder.model.named_modules() if isinstance(part, LoraLayer)}
-    for name, parameter in encoder.model.named_parameters():
+    merged: dict[str, Any] = {name: part for name, part in tower.model.named_modules() if isinstance(part, LoraLayer)}
+    for name, parameter in tower.model.named_parameters():
         if ".lora_" in name:
             continue
-        plain = name.replace(".base_layer.", ".")
-        owner = merged.get(plain.removesuffix(".weight")) if plain.endswith(".weight") else None
+        own_name = name.replace(".base_layer.", ".")
+        owner = merged.get(own_name.removesuffix(".weight")) if own_name.endswith(".weight") else None
         parts = [parameter, *(owner.parameters() if owner is not None else ())]
         with gathered(parts), torch.no_grad():
-            weight = parameter.detach().float()
+            weight = plain(tower.model.get_submodule(name.rpartition(".")[0]), parameter)
             if owner is not None:
                 weight = weight + owner.get_delta_weight("default").float()
-            yield plain, weight.clone()
+            yield own_name, weight.clone()
 
 
 def gathered(parameters: list[nn.Parameter]) -> Any:

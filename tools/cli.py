@@ -15,6 +15,7 @@ COMMANDS = {
     "score": ("megaprot.tools.score", "score mutations, or whole proteins, without training"),
     "finetune": ("megaprot.tools.finetune", "fine-tune an encoder on a task: TAPE's five, or labels of your own"),
     "predict": ("megaprot.tools.predict", "predict with a fine-tuned model"),
+    "distill": ("megaprot.tools.distill", "train a smaller encoder on a bigger one's logits and hidden states"),
     "plan": ("megaprot.tools.plan", "find the layouts that fit some GPUs, with memory, time and cost"),
     "doctor": ("megaprot.tools.doctor", "check machines, disks and networks before a run"),
     "plot": ("megaprot.tools.plot", "draw the losses of one or more runs"),

@@ -25,10 +25,10 @@ class EvaluateConfig:
             as ``corpus/train``. Of a task: what ``megaprot finetune`` takes.
         task: ``mlm``: masked-language modelling with the masks of validation; ``unsupervised_contacts``: contacts from
             the attention of a run, checkpoint or Hugging Face folder; else the name or Python file of a task.
-        split: Split of a task's data, such as ``test`` or ``cb513``.
+        split: Split of a task's data, such as ``test`` or ``cb513``; several with commas between, measured one by one.
         rows: Rows of a corpus to measure; 0 means all.
         output: JSON file for the numbers; empty prints only. Of a task: folder of ``results.json`` and
-            ``report.html``; empty: ``evaluation_SPLIT`` in the model's.
+            ``report.html``, of several splits a folder each in it; empty: ``evaluation_SPLIT`` in the model's.
         max_tokens: Tokens of a task's batch; 0 takes the device's default.
         precision: Type of the weights of a task's model.
         parallel: Layout over processes of a checkpoint; any layout loads any checkpoint.

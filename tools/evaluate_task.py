@@ -30,7 +30,7 @@ UNSUPERVISED = "unsupervised_contacts"
 
 
 def run_task(config: EvaluateConfig) -> None:
-    """Evaluate as ``config`` says and print one line of numbers; of a task under ``torchrun`` on all processes.
+    """Evaluate as ``config`` says and print one line of numbers a split; of a task under ``torchrun`` on all processes.
 
     Raises:
         InputError: Model or data are missing, damaged or do not fit each other.
@@ -45,25 +45,29 @@ def run_task(config: EvaluateConfig) -> None:
         _run_unsupervised(config)
         return
     models_of(Path(config.model))
-    open_task(config.task, LabelConfig()).place_of(Path(config.data), config.split)
+    splits = config.split.split(",")
+    for split in splits:
+        open_task(config.task, LabelConfig()).place_of(Path(config.data), split)
     if config.check_processes:
         print(f"model and data are there for {config.check_processes} processes")
         return
-    request = Request(
-        task=config.task,
-        model=Path(config.model),
-        data=Path(config.data),
-        split=config.split,
-        output=config.output,
-        max_tokens=config.max_tokens,
-        precision=config.precision,
-    )
     with processes(30.0) as place:
-        found = evaluate(request, place)
-    if found:
-        metrics = {name: one["value"] for name, one in found["metrics"].items()}
-        told = {key: found[key] for key in ("task", "split", "num_examples", "output")}
-        print(json.dumps(told | metrics))
+        for split in splits:
+            output = str(Path(config.output) / split) if config.output and len(splits) > 1 else config.output
+            request = Request(
+                task=config.task,
+                model=Path(config.model),
+                data=Path(config.data),
+                split=split,
+                output=output,
+                max_tokens=config.max_tokens,
+                precision=config.precision,
+            )
+            found = evaluate(request, place)
+            if found:
+                metrics = {name: one["value"] for name, one in found["metrics"].items()}
+                told = {key: found[key] for key in ("task", "split", "num_examples", "output")}
+                print(json.dumps(told | metrics), flush=True)
 
 
 def _run_unsupervised(config: EvaluateConfig) -> None:

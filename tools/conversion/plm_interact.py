@@ -96,7 +96,7 @@ def read_plm_interact(given: Path) -> SourceModel:
 def write_pair_model(source: SourceModel, folder: Path) -> None:
     """Make a fine-tuned model of the task ``ppi`` of a folder with the encoder, where the source has a pair head.
 
-    The head's tensors have the names of :class:`megaprot.finetune.ppi_head.PlmInteractHead`. Without a validation split
+    The head's tensors have the names of ``megaprot.finetune.pairs.heads.PlmInteractHead``. Without a validation split
     the threshold is a probability of one half.
     """
     if not source.pair_head:

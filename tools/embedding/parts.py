@@ -16,12 +16,12 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from megaprot.common.errors import InputError, RunError
-from megaprot.common.files import sync_folder, write_json_atomically
+from megaprot.common.errors import RunError
+from megaprot.common.files import sync_folder
+from megaprot.common.part_folder import begin_parts, part_folder
 from megaprot.tools.conversion.safetensors_files import SafetensorsFile, write_file
 from megaprot.tools.conversion.tensor_source import TensorInfo
 
-SETTINGS = "settings.json"
 PART_BYTES = 1 << 26
 """A part is written when it holds this much, which bounds memory,"""
 PART_SECONDS = 60.0
@@ -46,7 +46,7 @@ class Parts:
     """
 
     def __init__(self, output: Path, rank: int = 0, part_bytes: int = PART_BYTES) -> None:
-        self.folder = output.with_name(f".{output.name}.partial")
+        self.folder = part_folder(output)
         self.rank = rank
         self.part_bytes = part_bytes
         self._waiting: dict[str, Entry] = {}
@@ -59,19 +59,7 @@ class Parts:
         Raises:
             InputError: It was not; the text names the first that differs.
         """
-        path = self.folder / SETTINGS
-        if path.is_file():
-            found = json.loads(path.read_text(encoding="utf-8"))
-            for name, value in settings.items():
-                if found.get(name) != value:
-                    raise InputError(f"{self.folder} was begun with {name} {found.get(name)}, not {value}; go on with "
-                                     "that, or remove the folder.")  # fmt: skip
-            return
-        try:
-            self.folder.mkdir(exist_ok=True)
-            write_json_atomically(path, dict(settings))
-        except OSError as error:
-            raise InputError(f"{self.folder.parent} cannot be written to ({error.strerror}); choose another.") from None
+        begin_parts(self.folder, settings)
 
     def places(self) -> dict[str, SafetensorsFile]:
         """Return the part that holds each key."""

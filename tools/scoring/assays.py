@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from megaprot.common.errors import InputError
+from megaprot.common.mutations import Mutation, check_wild_type, parse_mutations, undo
 from megaprot.common.sequence_readers import open_sequences
 from megaprot.common.vocabulary import GAPS_AND_STOPS, WHITESPACE
-from megaprot.tools.scoring.mutations import Mutation, check_wild_type, parse_mutations, undo
 
 
 @dataclass(frozen=True)
