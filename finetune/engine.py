@@ -23,6 +23,7 @@ from megaprot.finetune.tuning import parameter_groups
 def import_deepspeed() -> Any:
     """Return the package, quiet, and without the operators that it would compile at the first collective on a CPU."""
     quiet("deepspeed")
+    quiet("bitsandbytes")  # which peft imports where it is installed, and which names the faster kernels it has not
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
     import deepspeed
