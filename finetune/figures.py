@@ -78,7 +78,8 @@ def ranking(labels: NDArray[np.float64], scores: Mapping[str, NDArray[np.float64
     figure, axes = _subplots(2)
     for name, values in scores.items():
         hits, errors = cumulated(labels, values)(np.ones(len(labels)))
-        axes[0].plot(hits / hits[-1], hits / (hits + errors), label=name, linewidth=1)
+        marker = "o" if len(hits) == 1 else ""  # one score for all pairs is a point, not a line
+        axes[0].plot(hits / hits[-1], hits / (hits + errors), label=name, linewidth=1, marker=marker, clip_on=False)
         axes[1].plot(np.append(0.0, errors / errors[-1]), np.append(0.0, hits / hits[-1]), label=name, linewidth=1)
     axes[0].axhline(labels.mean(), color="grey", linewidth=0.8)
     axes[1].plot((0, 1), (0, 1), color="grey", linewidth=0.8)

@@ -83,10 +83,19 @@ def run(config: PredictConfig) -> None:
     is_of_pairs = bool(config.pairs or config.sequences or config.all_vs_all)
     if is_of_pairs == bool(config.input):
         raise InputError("give one of --input, --pairs and --all_vs_all.")
+    _refuse_idle_flags(config, is_of_pairs)
     if is_of_pairs:
         _predict_pairs(config)
     else:
         _predict_proteins(config)
+
+
+def _refuse_idle_flags(config: PredictConfig, is_of_pairs: bool) -> None:
+    """Raise InputError for flags that this request would not look at."""
+    if is_of_pairs and (config.terms or config.text or config.cafa):
+        raise InputError("--terms, --text and --cafa go with --input and a model of protein function; leave them out.")
+    if not is_of_pairs and (config.top_k or config.threshold >= 0 or not config.symmetric):
+        raise InputError("--top_k, --threshold and --symmetric go with --pairs and --all_vs_all; leave them out.")
 
 
 def _predict_pairs(config: PredictConfig) -> None:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from megaprot.common.errors import InputError
 from megaprot.common.sequence_readers import Columns, FastaReader
 from megaprot.common.sequence_readers.source import Source
-from megaprot.common.sequence_readers.tables import SeparatedReader
+from megaprot.common.sequence_readers.tables import SeparatedReader, TableReader, TsvReader
 from megaprot.common.vocabulary import BadSequence, Vocabulary
 from megaprot.finetune.residues import encode
 
@@ -58,6 +58,25 @@ class PairExample:
     residues_first: Residues
     residues_second: Residues
     label: int
+
+
+class _FixedColumns(TableReader):
+    """A table whose columns have names of their own, which no flag changes."""
+
+    def check_columns(self, names: list[str]) -> None:
+        """Raise InputError unless the table has the columns."""
+        for name in filter(None, vars(self.columns).values()):
+            if name not in names:
+                there = ", ".join(repr(other[:40]) for other in names[:20])
+                raise InputError(f"{self.name}: has no column '{name}' in its first line ({there}); name it there.")
+
+
+class FixedCsv(_FixedColumns, SeparatedReader):
+    """CSV with columns of given names."""
+
+
+class FixedTsv(_FixedColumns, TsvReader):
+    """TSV with columns of given names."""
 
 
 class Pair(NamedTuple):
@@ -179,7 +198,7 @@ def _csv_pairs(path: Path, proteins: ProteinTable | None) -> Iterator[tuple[int,
     def stop(message: str) -> None:
         raise InputError(f"{message}; correct or remove it.")
 
-    for line, record in SeparatedReader(path, Columns("query", "text"), stop).records():
+    for line, record in FixedCsv(path, Columns("query", "text"), stop).records():
         names = []
         for column in ("query", "text"):
             sequence = record[column].strip().encode("utf-8", "replace")

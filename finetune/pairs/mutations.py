@@ -11,11 +11,10 @@ import numpy as np
 from megaprot.common.errors import InputError
 from megaprot.common.mutations import check_wild_type, parse_mutations
 from megaprot.common.sequence_readers import Columns
-from megaprot.common.sequence_readers.tables import SeparatedReader, TsvReader
 from megaprot.common.vocabulary import Vocabulary
 from megaprot.finetune.batching import centred_window
 from megaprot.finetune.pairs.cuts import Span, longest_first
-from megaprot.finetune.pairs.files import LABELS, ProteinTable, Residues, sequence_name
+from megaprot.finetune.pairs.files import LABELS, FixedCsv, FixedTsv, ProteinTable, Residues, sequence_name
 
 PARTNER, WILD, MUTANT, SEQUENCE, MUTATION = "participant_sequence", "wild_seq", "mutant_seq", "sequence", "mutation"
 NO_LABEL = -1
@@ -95,7 +94,7 @@ def _rows(path: Path) -> Iterator[tuple[int, str, tuple[str, str, str], str]]:
     def stop(message: str) -> None:
         raise InputError(f"{message}; correct or remove it.")
 
-    reader = (TsvReader if ".tsv" in path.name else SeparatedReader)(path, Columns(PARTNER), stop)
+    reader = (FixedTsv if ".tsv" in path.name else FixedCsv)(path, Columns(PARTNER), stop)
     for line, record in reader.records():
         place = f"{path}:{line}"
         needed = (SEQUENCE, MUTATION) if MUTATION in record else (WILD, MUTANT)

@@ -202,13 +202,16 @@ class PairTask(Task):
         others: dict[str, Sequence[PairExample]] = {}
         absent: dict[str, str] = {}
         for split in ("train", "valid"):
+            if not self._training_data:
+                absent[split] = "the model does not say where it is"
+                continue
             try:
                 if find_pairs(Path(self._training_data), split).resolve() == self._read:
                     absent[split] = "it is what is measured"
                 else:
                     others[split] = read_pairs(Path(self._training_data), split, self._vocabulary)
             except InputError as error:
-                absent[split] = str(error).rstrip(".") if self._training_data else "the model does not say where it is"
+                absent[split] = str(error).rstrip(".")
         return [self._baseline_section(examples, outcomes),
                 leakage_section(examples, others, absent, self._pretraining)]  # fmt: skip
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import expit
 
 from megaprot.common.errors import RunError
 from megaprot.finetune.pairs.scoring import PairScoring
@@ -98,7 +99,7 @@ def _chosen(logits: NDArray[np.float32], is_pair: NDArray[np.bool_], top_k: int)
 def lines_of(kept: Kept, first_names: Sequence[str], second_names: Sequence[str], temperature: float) -> bytes:
     """Return kept pairs as lines of a table: name, name, probability."""
     rows, columns, logits = kept
-    chances = 1 / (1 + np.exp(-logits / temperature))
+    chances = expit(logits / temperature)
     cells = zip(rows.tolist(), columns.tolist(), chances.tolist(), strict=True)
     lines = (f"{first_names[row]}\t{second_names[column]}\t{chance:.5g}\n" for row, column, chance in cells)
     return "".join(lines).encode()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,10 @@ from megaprot.finetune.tasks.ppi import Ppi
 
 _OF_DIFFERENCES = "is_of_differences"
 """In what was learned: threshold and temperature are those of differences, not of pairs."""
+_WORDS = (
+    "A pair here is a mutation with its partner; one that binds is one with label 1; its score is the mutant's logit minus "
+    "the wild type's."
+)
 
 
 class PpiMutation(Ppi):
@@ -191,8 +196,9 @@ class PpiMutation(Ppi):
         yield tuple(f"{value:.6g}" for value in (outcome["logits"].mean(), *outcome["both"]))
 
     def sections(self, examples: Sequence[Any], outcomes: Sequence[Outcome]) -> list[Section]:
-        """Return how the pairs were read."""
-        return [self.reading_section(outcomes)]
+        """Return how the pairs were read, and what the words of pairs mean for mutations."""
+        section = self.reading_section(outcomes)
+        return [replace(section, notes=[*section.notes, _WORDS])]
 
 
 def _differences(logits: Tensor) -> Tensor:

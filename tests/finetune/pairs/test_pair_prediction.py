@@ -336,6 +336,8 @@ BAD = [
     (["--all_vs_all", "[FASTA]", "--pairs", "FOLDER/pairs.tsv", "--top_k", "3"], "give one of them"),
     (["--all_vs_all", "[FASTA]", "--input", "FASTA", "--top_k", "3"], "give one of --input, --pairs and --all_vs_all"),
     (["--input", "FASTA"], "give --pairs or --all_vs_all"),
+    (["--input", "FASTA", "--threshold", "0.5"], "go with --pairs and --all_vs_all; leave them out"),
+    (["--all_vs_all", "[FASTA]", "--top_k", "3", "--terms", "all"], "go with --input and a model of protein function"),
     ([], "give one of --input, --pairs and --all_vs_all"),
 ]
 

@@ -193,6 +193,21 @@ def test_a_model_whose_training_data_is_gone_still_reports(run: tuple[Path, Path
     assert set(leakage.numbers["not_compared"]) == {"train", "valid"}
 
 
+def test_a_model_that_does_not_know_its_training_data_is_compared_with_none(
+    run: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output, data = run
+    tuned = read_model(output)
+    task: Any = tuned.task
+    task.restore(task.state() | {"training_data": ""})
+    pairs = task.read(data, "test", tuned.encoder.vocabulary)
+    monkeypatch.chdir(data)  # whose train.tsv is not known to be the model's
+    with torch.no_grad():
+        outcomes = task.outcomes(tuned.model(task.collate(tuned.encoder, pairs, None)), pairs)
+    why = "the model does not say where it is"
+    assert task.sections(pairs, outcomes)[1].numbers["not_compared"] == {"train": why, "valid": why}
+
+
 @pytest.mark.parametrize(
     ("flags", "words"),
     [

@@ -65,7 +65,7 @@ def test_both_kinds_of_tables_give_the_same_mutations(tmp_path: Path) -> None:
         ("wild_seq,mutant_seq,participant_sequence,label\nMKV,MKA,GG,yes", "t.csv:2: the label 'yes' is neither"),
         ("wild_seq,mutant_seq,participant_sequence,label\nMKV,M7A,GG,1", "t.csv:2: the sequence of .* holds '7'"),
         ("wild_seq,participant_sequence\nMKV,GG", "t.csv: has no column 'mutant_seq'; give wild_seq and mutant_seq"),
-        ("wild_seq,mutant_seq\nMKV,MKA", "t.csv: has no column 'participant_sequence'"),
+        ("wild_seq,mutant_seq\nMKV,MKA", "t.csv: has no column 'participant_sequence' in its first"),
         ("wild_seq,mutant_seq,participant_sequence,label\n", "t.csv holds no mutation"),
     ],
 )  # fmt: skip
