@@ -41,8 +41,8 @@ from megaprot.finetune.tasks.ppi import Ppi
 _OF_DIFFERENCES = "is_of_differences"
 """In what was learned: threshold and temperature are those of differences, not of pairs."""
 _WORDS = (
-    "A pair here is a mutation with its partner; one that binds is one with label 1; its score is the mutant's logit minus "
-    "the wild type's."
+    "A pair here is a mutation with its partner; one that binds is one with label 1; its score is the mutant's logit "
+    "minus the wild type's."
 )
 
 
