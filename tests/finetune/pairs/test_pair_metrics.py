@@ -155,6 +155,7 @@ def test_curves_and_reliability_show_what_was_measured() -> None:
     drawn_recall, drawn_precision = ranking.axes[0].lines[0].get_data()
     assert drawn_precision == pytest.approx(precision[:-1][::-1])
     assert drawn_recall == pytest.approx(recall[:-1][::-1])
+    assert [line.get_marker() for line in ranking.axes[0].lines[:2]] == ["", "o"]  # one score for all is a point
     false, true, _ = sklearn.roc_curve(labels, logits, drop_intermediate=False)
     assert np.stack(ranking.axes[1].lines[0].get_data()) == pytest.approx(np.stack((false, true)))
     reliability = figures.reliability(labels, expit(logits), expit(logits / 3))

@@ -176,6 +176,7 @@ def test_zero_shot_from_a_pair_model_and_training_that_begins_with_its_head(tmp_
     assert cli.main(["evaluate", *common, "--model", str(run), "--split", "test"]) == 0
     results = json.loads((run / "evaluation_test" / "results.json").read_text())
     assert results["num_examples"] == 24
+    assert "one that binds is one with label 1" in (run / "evaluation_test" / "report.html").read_text()
     assert {"aupr", "auroc", "order_flips"} <= set(results["metrics"])
     zero_shot = read_model(run, "ppi_mutation")
     assert (zero_shot.task.threshold, zero_shot.task.temperature) == (0.0, 1.0)  # type: ignore[attr-defined]
