@@ -129,7 +129,7 @@ def read_unlabelled(path: Path, vocabulary: Vocabulary, columns: Columns) -> Ite
     Raises:
         InputError: The file or a record cannot be used.
     """
-    for number, record in enumerate(open_sequences(path, columns=columns)):
+    for number, record in enumerate(open_sequences(path, columns=columns, on_bad_record=_stop)):
         try:
             residues = encode(vocabulary, record.sequence)
         except BadSequence as error:
@@ -159,11 +159,12 @@ def _records(split: Split, labels: LabelConfig) -> Iterator[tuple[int, str, str,
 
 def _open(path: Path, labels: LabelConfig) -> SequenceReader:
     """Return the reader of a split's file; a record that cannot be read at all ends the run."""
+    return open_sequences(path, columns=Columns(labels.sequence, labels.identifier), on_bad_record=_stop)
 
-    def stop(message: str) -> None:
-        raise InputError(f"{message}; correct or remove it.")
 
-    return open_sequences(path, columns=Columns(labels.sequence, labels.identifier), on_bad_record=stop)
+def _stop(message: str) -> None:
+    """Raise InputError for a record that cannot be read."""
+    raise InputError(f"{message}; correct or remove it.")
 
 
 def _is_of(record: dict[str, Any], split: Split, number: int) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -84,7 +85,7 @@ def run(config: DistillConfig) -> None:
     with processes(config.engine.timeout_minutes) as place:
         task = _task(config, place)
         training, valid = _examples(config, task.teacher.vocabulary)
-        _begin(config, place)
+        _begin(config, task, place)
         check_resumption(settings, task, training)
         if place.is_main:
             remove_marker(output)
@@ -135,15 +136,36 @@ def _task(config: DistillConfig, place: Place) -> Distillation:
     return Distillation(Path(config.teacher), config.loss, config.max_residues, place.device, precision)
 
 
-def _begin(config: DistillConfig, place: Place) -> None:
-    """Write the student as it begins, where it is not there yet."""
+def _begin(config: DistillConfig, task: Distillation, place: Place) -> None:
+    """Write the student as it begins; where the folder holds a save, only see that it is of such a student.
+
+    Raises:
+        InputError: The teacher has no such student, or the save is of another.
+    """
+    import shutil
+
+    from megaprot.finetune import saves
     from megaprot.finetune.distillation import make_student
 
     folder = Path(config.output) / BEGINNING
-    if place.is_main and not folder.is_dir():
+    if folder.is_dir() and saves.newest(Path(config.output) / "checkpoints") is not None:
+        _check_begun(config, folder, task.teacher.hidden_size)
+    elif place.is_main:
+        shutil.rmtree(folder, ignore_errors=True)  # of a run that ended before its first save
         folder.parent.mkdir(parents=True, exist_ok=True)
         make_student(Path(config.teacher), folder, config.layers, config.hidden_size, config.seed)
     place.barrier()
+
+
+def _check_begun(config: DistillConfig, folder: Path, teacher_size: int) -> None:
+    """Raise InputError where the student of a run has other layers or another width than are asked for."""
+    begun = json.loads((folder / "config.json").read_text())
+    wanted = {"layers": config.layers, "hidden_size": config.hidden_size or teacher_size}
+    found = {"layers": begun["num_hidden_layers"], "hidden_size": begun["hidden_size"]}
+    for name, value in wanted.items():
+        if found[name] != value:
+            raise InputError(f"{config.output} holds a run with --{name} {found[name]}, not {value}; go on with that "
+                             "or name another --output.")  # fmt: skip
 
 
 def _publish(source: Path, folder: Path) -> None:

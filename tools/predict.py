@@ -92,10 +92,16 @@ def run(config: PredictConfig) -> None:
 
 def _refuse_idle_flags(config: PredictConfig, is_of_pairs: bool) -> None:
     """Raise InputError for flags that this request would not look at."""
-    if is_of_pairs and (config.terms or config.text or config.cafa):
-        raise InputError("--terms, --text and --cafa go with --input and a model of protein function; leave them out.")
+    if is_of_pairs and _has_function_flags(config):
+        raise InputError("--terms, --text, --top and --cafa go with --input and a model of protein function; leave "
+                         "them out.")  # fmt: skip
     if not is_of_pairs and (config.top_k or config.threshold >= 0 or not config.symmetric):
         raise InputError("--top_k, --threshold and --symmetric go with --pairs and --all_vs_all; leave them out.")
+
+
+def _has_function_flags(config: PredictConfig) -> bool:
+    """Tell whether anything is asked that only models of protein function answer."""
+    return bool(config.terms or config.text or config.cafa or config.top != PredictConfig.top)
 
 
 def _predict_pairs(config: PredictConfig) -> None:
@@ -137,9 +143,9 @@ def _predict_proteins(config: PredictConfig) -> None:
         if tuned.task.name == "function":
             _predict_function(config, tuned, place)
             return
-        if config.terms or config.text or config.cafa:
-            raise InputError(f"--terms, --text and --cafa are of models of protein function; {config.model} predicts "
-                             f"{tuned.task.name}.")  # fmt: skip
+        if _has_function_flags(config):
+            raise InputError(f"--terms, --text, --top and --cafa are of models of protein function; {config.model} "
+                             f"predicts {tuned.task.name}.")  # fmt: skip
         examples = tuned.task.read_unlabelled(Path(config.input), tuned.encoder.vocabulary, config.columns)
         total = sum(map(tuned.task.num_residues, examples)) // place.world_size
         hidden = None if place.is_main else True

@@ -65,24 +65,27 @@ class ProteinCentric:
         self._totals.append(totals)
 
     def fmax(self, namespace: int) -> Weighted:
-        """Return Fmax of a namespace as a function of the weights [num_proteins] of all proteins, in order."""
+        """Return Fmax of a namespace as a function of the weights [num_proteins] of all proteins, in order.
+
+        It is nan where no protein counts.
+        """
         is_counted, sums, totals = self._of(namespace)
-        hits, predicted = sums[..., _HITS], sums[..., _PREDICTED]
-        precision, recall = hits / np.maximum(predicted, 1), hits / totals[:, :1]
+        shares = _shares(sums, totals)
 
         def metric(weights: Floats) -> float:
-            return float(np.max(_f1(weights[is_counted], precision, recall, predicted > 0), initial=0.0))
+            own = weights[is_counted]
+            return float(_f1(own, shares).max()) if own.any() else float("nan")
 
         return metric
 
     def smin(self, namespace: int) -> Weighted:
         """Return Smin of a namespace in bits, as :meth:`fmax` is."""
         is_counted, sums, totals = self._of(namespace)
-        missed = totals[:, 1:] - sums[..., _HIT_BITS]
-        wrong = sums[..., _PREDICTED_BITS] - sums[..., _HIT_BITS]
+        bits = _bits(sums, totals)
 
         def metric(weights: Floats) -> float:
-            return float(np.min(_distance(weights[is_counted], missed, wrong), initial=np.inf))
+            own = weights[is_counted]
+            return float(_distance(own, bits).min()) if own.any() else float("nan")
 
         return metric
 
@@ -92,11 +95,7 @@ class ProteinCentric:
         if not is_counted.any():
             return CentricResult(float("nan"), float("nan"), float("nan"), float("nan"), 0)
         ones = np.ones(len(totals))
-        hits, predicted = sums[..., _HITS], sums[..., _PREDICTED]
-        all_f1 = _f1(ones, hits / np.maximum(predicted, 1), hits / totals[:, :1], predicted > 0)
-        distance = _distance(
-            ones, totals[:, 1:] - sums[..., _HIT_BITS], sums[..., _PREDICTED_BITS] - sums[..., _HIT_BITS]
-        )
+        all_f1, distance = _f1(ones, _shares(sums, totals)), _distance(ones, _bits(sums, totals))
         best, least = int(np.argmax(all_f1)), int(np.argmin(distance))
         return CentricResult(
             float(all_f1[best]), (best + 1) / 100, float(distance[least]), (least + 1) / 100, len(totals)
@@ -110,18 +109,34 @@ class ProteinCentric:
         return is_counted, sums[is_counted], totals[is_counted]
 
 
-def _f1(weights: Floats, precision: Floats, recall: Floats, has_any: NDArray[np.bool_]) -> Floats:
-    """Return F1 of the mean precision and recall at each threshold, from [n, thresholds]."""
-    mean_precision = weights @ (precision * has_any) / np.maximum(weights @ has_any, 1e-12)
-    mean_recall = weights @ recall / max(weights.sum(), 1e-12)
+def _shares(sums: Floats, totals: Floats) -> Floats:
+    """Return precision, whether anything is predicted, and recall at each threshold, [n, 3 x thresholds].
+
+    Side by side, so that a bootstrap sample is one product of a vector and a matrix.
+    """
+    hits, predicted = sums[..., _HITS], sums[..., _PREDICTED]
+    return np.concatenate((hits / np.maximum(predicted, 1), predicted > 0, hits / totals[:, :1]), axis=1)
+
+
+def _bits(sums: Floats, totals: Floats) -> Floats:
+    """Return the content missed and wrongly predicted at each threshold, [n, 2 x thresholds]."""
+    hit = sums[..., _HIT_BITS]
+    return np.concatenate((totals[:, 1:] - hit, sums[..., _PREDICTED_BITS] - hit), axis=1)
+
+
+def _f1(weights: Floats, shares: Floats) -> Floats:
+    """Return F1 of the mean precision and recall at each threshold, from what :func:`_shares` gave."""
+    precision, num_predicted, recall = np.split(weights @ shares, 3)
+    mean_precision = precision / np.maximum(num_predicted, 1e-12)
+    mean_recall = recall / weights.sum()
     total = mean_precision + mean_recall
     return np.where(total > 0, 2 * mean_precision * mean_recall / np.where(total > 0, total, 1), 0.0)
 
 
-def _distance(weights: Floats, missed: Floats, wrong: Floats) -> Floats:
+def _distance(weights: Floats, bits: Floats) -> Floats:
     """Return the length of the vector of mean remaining uncertainty and misinformation at each threshold."""
-    total = max(weights.sum(), 1e-12)
-    return np.sqrt((weights @ missed / total) ** 2 + (weights @ wrong / total) ** 2)
+    missed, wrong = np.split(weights @ bits / weights.sum(), 2)
+    return np.hypot(missed, wrong)
 
 
 @numba.njit(cache=True, nogil=True)

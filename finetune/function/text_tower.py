@@ -129,6 +129,13 @@ class TextTower(nn.Module):
         return found
 
 
+def check_text_folder(folder: Path) -> None:
+    """Raise InputError for what is no folder of a Hugging Face model."""
+    if not (folder / "config.json").is_file():
+        raise InputError(f"{folder} is no Hugging Face model folder (it has no config.json); name a text encoder's, "
+                         "such as PubMedBERT's or MiniLM's.")  # fmt: skip
+
+
 def load_text_tower(folder: Path, *, device: torch.device | None = None, precision: str = "fp32") -> TextTower:
     """Return the text encoder of a folder that ``save_pretrained`` wrote, in evaluation mode.
 
@@ -140,9 +147,7 @@ def load_text_tower(folder: Path, *, device: torch.device | None = None, precisi
     Raises:
         InputError: The folder is none such, is damaged, lacks weights or holds a decoder.
     """
-    if not (folder / "config.json").is_file():
-        raise InputError(f"{folder} is no Hugging Face model folder (it has no config.json); name a text encoder's, "
-                         "such as PubMedBERT's or MiniLM's.")  # fmt: skip
+    check_text_folder(folder)
     quiet("transformers")
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")  # see load_encoder
     import transformers

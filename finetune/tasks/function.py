@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ from megaprot.finetune.function.term_texts import (
     read_written_ontology,
     write_ontology,
 )
-from megaprot.finetune.function.text_tower import TextTower, load_text_tower
+from megaprot.finetune.function.text_tower import TextTower, check_text_folder, load_text_tower
 from megaprot.finetune.function.two_towers import (
     ProteinPart,
     Scores,
@@ -90,6 +90,7 @@ class Function(Task):
         """Take the settings; raises InputError for those that no run can have."""
         if not config.text_model:
             raise InputError("--text_model is missing: name the Hugging Face folder of a text encoder.")
+        check_text_folder(Path(config.text_model))
         check_template(config.function.template)
         if config.function.size < 1:
             raise InputError(f"--function.size is {config.function.size}: give 1 or more.")
@@ -101,6 +102,10 @@ class Function(Task):
                 raise InputError("--function.quantize holds frozen weights in few bits: give --tuning.mode frozen or "
                                  "lora.")  # fmt: skip
         settings = config.function
+        if Path(settings.vectors).is_file():
+            raise InputError(f"--function.vectors {settings.vectors} is a file: name a folder.")
+        if settings.vectors:  # the model names the folder, wherever it is used from
+            settings = replace(settings, vectors=str(Path(settings.vectors).absolute()))
         self._sampling = SamplingConfig(
             seed=config.seed,
             num_proteins=config.train.batch_size,
@@ -151,6 +156,9 @@ class Function(Task):
                 raise InputError(f"{data}: the sequence of {name} {error}; correct or remove it.") from None
             terms = labels.indices[labels.indptr[protein] : labels.indptr[protein + 1]].astype(np.int64)
             found.append(Protein(protein, source.data.identifiers[protein], residues, terms, number))
+        if not found:  # of training there are always some
+            raise InputError(f"{data}: the split '{split}' has no proteins: train with a larger "
+                             f"--function.split.{split}_proteins.")  # fmt: skip
         return found
 
     def _opened(self, folder: Path) -> Source:
@@ -375,13 +383,13 @@ class Function(Task):
         self.thresholds = {aspect: min(threshold, 1.0) for aspect, threshold in found.items()}  # inf without positives
 
     def metrics(self, examples: Sequence[Any], outcomes: Sequence[Outcome]) -> dict[str, Weighted]:
-        """Return CAFA's protein-centric figures, by namespace and their means, and macro AUROC."""
+        """Return CAFA's protein-centric figures, by namespace and their means."""
         scored = self._scored(examples, outcomes)
         centric = function_metrics.protein_centric(scored, self.source.content)
         found: dict[str, Weighted] = {}
         for name, of_namespace in (("fmax", centric.fmax), ("smin", centric.smin)):
             each = [of_namespace(namespace) for namespace in range(len(ASPECTS))]
-            found[name] = lambda weights, each=each: float(np.mean([metric(weights) for metric in each]))  # type: ignore
+            found[name] = lambda weights, each=each: _mean_of([metric(weights) for metric in each])  # type: ignore
             found |= {f"{name}_{aspect.lower()}": metric for aspect, metric in zip(ASPECTS, each, strict=True)}
         return found
 
@@ -390,7 +398,7 @@ class Function(Task):
         found = {}
         for name in ("fmax", "smin"):
             text = function_metrics.definitions()[name]
-            found[name] = f"{text}; mean over the three namespaces."
+            found[name] = f"{text}; mean over the namespaces that have proteins."
             found |= {f"{name}_{aspect.lower()}": f"{text}; {aspect} alone." for aspect in ASPECTS}
         return found
 
@@ -429,6 +437,12 @@ class Function(Task):
             aspect = ASPECTS[self.ontology.namespaces[term]]
             num_training = self.num_training.get(identifier, 0)
             yield identifier, self.ontology.names[term], aspect, f"{score:.6g}", str(num_training)
+
+
+def _mean_of(values: list[float]) -> float:
+    """Return the mean of what is not nan; nan where all is."""
+    defined = [value for value in values if not np.isnan(value)]
+    return float(np.mean(defined)) if defined else float("nan")
 
 
 TASK = Function

@@ -240,3 +240,6 @@ def test_sequences_to_predict_need_no_labels(tmp_path: Path) -> None:
     (tmp_path / "x.fasta").write_text(">one\nMKT\n>two\nM1T\n")
     with pytest.raises(InputError, match=r"x.fasta:3: two holds '1' at position 2"):
         list(read_unlabelled(tmp_path / "x.fasta", ESM, Columns()))
+    (tmp_path / "x.fasta").write_text(">one\n\n>two\nMKT\n")
+    with pytest.raises(InputError, match=r"x.fasta:1: record 'one' has no sequence; correct or remove it"):
+        list(read_unlabelled(tmp_path / "x.fasta", ESM, Columns()))

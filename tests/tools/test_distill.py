@@ -48,6 +48,13 @@ def test_a_finished_run_is_not_begun_again_with_other_settings(
     assert main(arguments(folder, tmp_path / "out")) == 0
     assert main(arguments(folder, tmp_path / "out", "--seed", "2")) == 2
     assert "with another seed" in capfd.readouterr().err
+    assert main(arguments(folder, tmp_path / "out", "--layers", "2")) == 2
+    assert "holds a run with --layers 1, not 2" in capfd.readouterr().err
+    assert main(arguments(folder, tmp_path / "out", "--hidden_size", "8")) == 2
+    assert "holds a run with --hidden_size" in capfd.readouterr().err
+    (tmp_path / "out" / "checkpoints").rename(tmp_path / "gone")  # without a save the run begins anew
+    assert main(arguments(folder, tmp_path / "out", "--layers", "2", "--train.num_epochs", "1")) == 0
+    assert load_encoder(tmp_path / "out" / "student").num_layers == 2
 
 
 def test_a_corpus_gives_the_sequences_it_was_made_of(folder: Path, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The task function end to end: what learns, one step against plain autograd, and the folder that comes out."""
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import torch.distributed as dist
 from megaprot.common.errors import InputError
 from megaprot.common.stopping import StopRequest
 from megaprot.finetune.config import FinetuneConfig
+from megaprot.finetune.config_function import SplitConfig
 from megaprot.finetune.function.splits import TRAIN
 from megaprot.finetune.function.two_towers import ProteinPart, VectorBlock
 from megaprot.finetune.gradient_caching import cached_step
@@ -133,10 +135,13 @@ def test_vectors_of_frozen_towers_are_made_once(folder: Path, place: Place, tmp_
     assert calls == once
 
 
-def test_vectors_that_are_kept_serve_the_next_run(folder: Path, place: Place, tmp_path: Path) -> None:
+def test_vectors_that_are_kept_serve_the_next_run(
+    folder: Path, place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     calls = []
+    monkeypatch.chdir(tmp_path)
     for number in range(2):
-        config = config_of(folder, str(tmp_path / f"out{number}"), function={"vectors": str(tmp_path / "vectors")})
+        config = config_of(folder, str(tmp_path / f"out{number}"), function={"vectors": "vectors"})
         run = run_of(config, place)
         for tower in (run.engine.model.encoder, run.engine.model.text):
             tower.register_forward_hook(lambda *_: calls.append(number))  # noqa: B023
@@ -146,6 +151,7 @@ def test_vectors_that_are_kept_serve_the_next_run(folder: Path, place: Place, tm
     assert 1 not in calls
     assert len(list((tmp_path / "vectors").iterdir())) == 2
     run.write("last", {})
+    monkeypatch.chdir(folder)  # the model finds them from anywhere
     tuned = read_model(tmp_path / "out1" / "last")
     for tower in (tuned.model.encoder, tuned.model.text):
         tower.register_forward_hook(lambda *_: calls.append(2))  # type: ignore[operator, union-attr]
@@ -196,6 +202,20 @@ def test_scores_are_consistent_and_metrics_and_grid_are_whole(folder: Path, plac
     json.dumps(grid.numbers, allow_nan=False)
 
 
+def test_a_namespace_that_no_protein_has_does_not_count_in_means(folder: Path, place: Place, tmp_path: Path) -> None:
+    shutil.copytree(folder / "data", tmp_path / "data")
+    table = tmp_path / "data" / "train_terms.tsv"
+    table.write_text("".join(line for line in table.read_text().splitlines(True) if not line.endswith("CCO\n")))
+    config = config_of(folder, str(tmp_path / "out"))
+    config.data = str(tmp_path / "data")
+    run = run_of(config, place)
+    metrics = run.task.metrics(run.valid, run.validate().outcomes)
+    values = {name: metric(np.ones(len(run.valid))) for name, metric in metrics.items()}
+    for name in ("fmax", "smin"):
+        assert np.isnan(values[f"{name}_cco"])
+        assert values[name] == pytest.approx((values[f"{name}_bpo"] + values[f"{name}_mfo"]) / 2)
+
+
 def test_training_proteins_show_no_unseen_term(folder: Path, place: Place, tmp_path: Path) -> None:
     run = run_of(config_of(folder, str(tmp_path / "out")), place)
     task: Any = run.task
@@ -222,10 +242,13 @@ def test_sharded_states_take_the_same_steps(folder: Path, place: Place, tmp_path
     ("change", "message"),
     [
         ({"text_model": ""}, "--text_model is missing"),
+        ({"text_model": "nowhere"}, "nowhere is no Hugging Face model folder"),
         ({"function": {"template": "{title}"}}, "cannot be filled"),
         ({"function": {"template": "a term"}}, "neither {name} nor {definition}"),
         ({"function": {"quantize": "4bit"}, "tuning": {"mode": "full"}}, "--tuning.mode frozen or lora"),
+        ({"function": {"vectors": __file__}}, "is a file: name a folder"),
         ({"function": {"num_terms": 0}}, "function.num_terms is 0"),
+        ({"function": {"split": SplitConfig(valid_proteins=0.0)}}, "a larger --function.split.valid_proteins"),
         ({"zero_stage": 3}, "give 0, 1 or 2"),
     ],
 )

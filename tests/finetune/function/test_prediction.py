@@ -21,6 +21,7 @@ from megaprot.finetune.processes import Place, processes
 from megaprot.finetune.splits import prepare
 from megaprot.finetune.training import Run, train
 from megaprot.pretrain import parallel
+from megaprot.tools.cli import main
 from tests.finetune.function.towers_data import config_of, inputs
 
 ALONE = Place(0, 1, torch.device("cpu"))
@@ -169,6 +170,32 @@ def test_a_bad_protein_leaves_no_table(folder: Path, tuned: FinetunedModel, tmp_
 def test_a_request_that_cannot_be_met_is_one_sentence(request_: FunctionRequest, message: str) -> None:
     with pytest.raises(InputError, match=message):
         check_request(request_)
+
+
+def test_the_command_line_takes_terms_texts_and_cafa(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "x.fasta").write_text(">a\nMKVLLA\n>b\nMKV\n")
+    (tmp_path / "terms.txt").write_text("GO:0000012\n")
+    common = ["predict", "--model", str(folder / "out"), "--input", str(tmp_path / "x.fasta"), "--output"]
+
+    def written(*flags: str) -> list[list[str]]:
+        assert main([*common, str(tmp_path / "out.tsv"), *flags]) == 0
+        return [line.split("\t") for line in (tmp_path / "out.tsv").read_text().splitlines()]
+
+    assert [row[0] for row in written("--top", "2")] == ["identifier", "a", "a", "b", "b"]
+    assert [row[:2] for row in written("--terms", str(tmp_path / "terms.txt"))[1:]] == [
+        ["a", "GO:0000012"], ["b", "GO:0000012"],
+    ]  # fmt: skip
+    assert {row[1] for row in written("--text", "binding of lipid", "transport")[1:]} == {
+        "binding of lipid", "transport",
+    }  # fmt: skip
+    assert all(len(row) == 3 for row in written("--cafa", "--top", "3"))
+    assert "out.tsv: function of 2 proteins" in capsys.readouterr().out
+    (tmp_path / "x.fasta").write_text(">a\n\n>b\nMKV\n")
+    assert main([*common, str(tmp_path / "none.tsv"), "--top", "2"]) == 2
+    assert "record 'a' has no sequence; correct or remove it." in capsys.readouterr().err
+    assert not (tmp_path / "none.tsv").exists()
 
 
 def test_a_folder_without_its_ontology_is_damaged(folder: Path) -> None:

@@ -77,6 +77,7 @@ def test_fmax_and_smin_are_those_of_naive_loops(tmp_path: Path, seed: int) -> No
             assert centric.smin(namespace)(np.ones(12)) == pytest.approx(smin, abs=1e-9)
         else:
             assert math.isnan(result.fmax) and math.isnan(result.smin)
+            assert math.isnan(centric.fmax(namespace)(np.ones(12))) and math.isnan(centric.smin(namespace)(np.ones(12)))
         written = [place for place in range(12) for _ in range(weights[place])]
         fmax, smin = naive([predictions[p] for p in written], [truths[p] for p in written], content, wanted)
         if math.isfinite(smin):  # a protein's weight is how often it counts
