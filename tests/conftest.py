@@ -1,6 +1,7 @@
 """What all tests share: one thread a process, repeatable property tests, `gpu` tests skipped without a CUDA device."""
 
 import os
+import signal
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -10,6 +11,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
 for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):  # a test that needs them sets them
     os.environ.pop(name, None)
+# Where a shell without job control starts the tests in the background it has them ignore Ctrl-C, and with them all that
+# they start: tests that send it would wait for ever.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.register_profile(
     "repeatable", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
