@@ -17,15 +17,13 @@ from typing import IO, Any
 from megaprot.common.errors import InputError
 
 BLOCK_BYTES = 1 << 22
+"""Bytes of a large file that are read at once."""
 
 
 def sha256_of(path: Path) -> str:
-    """Return the SHA-256 of a file's bytes in hexadecimal, reading it in blocks of 4 MiB."""
-    digest = hashlib.sha256()
+    """Return the SHA-256 of a file's bytes in hexadecimal."""
     with open(path, "rb") as stream:
-        while block := stream.read(BLOCK_BYTES):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def sync_folder(folder: Path) -> None:

@@ -23,7 +23,7 @@ from torch.nn import functional
 from megaprot.common.counter_random import key, keys, uniform_bits
 from megaprot.common.errors import InputError
 from megaprot.common.files import folder_written_whole
-from megaprot.common.masking import UNUSED, MaskingConfig, mask_tokens
+from megaprot.common.masking import MaskingConfig
 from megaprot.common.packing import UnmaskedRow
 from megaprot.common.vocabulary import Vocabulary
 from megaprot.finetune.batch import Batch, pack
@@ -32,6 +32,7 @@ from megaprot.finetune.config import HeadConfig, LabelConfig
 from megaprot.finetune.config_distillation import LossConfig
 from megaprot.finetune.encoder import Encoder
 from megaprot.finetune.hugging_face import copy_tokenizer, fingerprint, load_encoder
+from megaprot.finetune.masked_rows import mask_row
 from megaprot.finetune.metrics import Weighted
 from megaprot.finetune.task import Outcome, Task
 
@@ -131,13 +132,8 @@ def mask_proteins(
     """
     batch = pack(vocabulary, residues)
     row = UnmaskedRow(batch.tokens.numpy(), batch.positions.numpy(), batch.cu_seqlens.numpy(), batch.num_sequences)
-    masked = mask_tokens(row, sequence_keys, masking, vocabulary, len(batch.tokens))
-    count = int((masked.masked_kind != UNUSED).sum())
-    return MaskedProteins(
-        replace(batch, tokens=torch.from_numpy(masked.tokens)),
-        torch.from_numpy(masked.masked_positions[:count]),
-        torch.from_numpy(masked.labels[:count]),
-    )
+    tokens, places, truth = mask_row(row, sequence_keys, masking, vocabulary)
+    return MaskedProteins(replace(batch, tokens=tokens), places, truth)
 
 
 class Pupil(nn.Module):

@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -32,12 +32,12 @@ Outcome = dict[str, NDArray[Any]]
 """What is kept of one example's prediction: small arrays by name, the same names for every example of a task."""
 
 
-class TaskModel(nn.Module):
-    """An encoder and a head: proteins in, the head's outputs out.
+class EncoderAndHead(nn.Module):
+    """An encoder and a head as one module.
 
     Args:
         encoder: The encoder.
-        head: Called with the row of whole proteins and its states [row_tokens, hidden_size].
+        head: What learns beside it.
         is_frozen: Whether the encoder only reads: no gradients, no dropout.
     """
 
@@ -47,12 +47,16 @@ class TaskModel(nn.Module):
         if is_frozen:
             encoder.requires_grad_(False)
 
-    def train(self, mode: bool = True) -> TaskModel:
+    def train(self, mode: bool = True) -> Self:
         """Switch dropout on or off; a frozen encoder has none."""
         super().train(mode)
         if self.is_frozen:
             self.encoder.eval()
         return self
+
+
+class TaskModel(EncoderAndHead):
+    """Proteins in, the head's outputs out; the head gets the row of whole proteins and its states."""
 
     def forward(self, proteins: Proteins) -> Any:
         """Return the head's outputs for proteins on the model's device."""

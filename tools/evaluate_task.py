@@ -45,9 +45,9 @@ def run_task(config: EvaluateConfig) -> None:
         _run_unsupervised(config)
         return
     models_of(Path(config.model))
-    splits = config.split.split(",")
+    task, splits = open_task(config.task, LabelConfig()), config.split.split(",")
     for split in splits:
-        open_task(config.task, LabelConfig()).place_of(Path(config.data), split)
+        task.place_of(Path(config.data), split)
     if config.check_processes:
         print(f"model and data are there for {config.check_processes} processes")
         return

@@ -26,6 +26,7 @@ from torch import Tensor
 from megaprot.common.errors import InputError
 from megaprot.common.files import atomic_write, sha256_of
 from megaprot.finetune.batching import BATCH_TOKENS, plan_batches
+from megaprot.finetune.best_places import best_places
 from megaprot.finetune.examples import Example
 from megaprot.finetune.function.ontology import Ontology
 from megaprot.finetune.function.term_texts import ONTOLOGY
@@ -167,19 +168,9 @@ def best_terms(
             if not asked.texts:
                 scores = task.ontology.make_consistent(scores, asked.terms)
             for row in scores:
-                best = _best(row, request.top)
+                best = best_places(row, request.top)
                 found.append((asked.only(best), row[best]))
     return found
-
-
-def _best(scores: NDArray[np.float32], count: int) -> NDArray[np.int64]:
-    """Return the places of the largest scores, the largest first, ties in order."""
-    if count < len(scores):
-        least = np.partition(scores, -count)[-count]
-        places = np.flatnonzero(scores >= least)
-    else:
-        places = np.arange(len(scores))
-    return places[np.argsort(-scores[places], kind="stable")][:count]
 
 
 def _pooled(tuned: FinetunedModel, proteins: Sequence[Example], max_tokens: int) -> Tensor:

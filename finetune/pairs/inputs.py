@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from megaprot.common.counter_random import key, keys
-from megaprot.common.masking import UNUSED, MaskingConfig, mask_tokens
+from megaprot.common.masking import MaskingConfig
 from megaprot.common.packing import UnmaskedRow
 from megaprot.common.vocabulary import Vocabulary
 from megaprot.finetune.batch import PairBatch, pack_pairs
+from megaprot.finetune.masked_rows import mask_row
 from megaprot.finetune.pairs.files import Residues
 
 _MASKS = int.from_bytes(b"pairmask")
@@ -105,7 +106,4 @@ def _masked(
     pair_keys = keys(key(seed, _MASKS), np.array(streams, dtype=np.int64))[row.sequence.numpy()[starts]]
     part_keys = pair_keys + row.is_second.numpy()[starts].astype(np.uint64)
     whole = replace(vocabulary, end=-1)  # so that one boundary token a sequence is assumed
-    found = mask_tokens(unmasked, part_keys, MaskingConfig(mask_probability=mask_rate), whole, len(row.tokens))
-    count = int((found.masked_kind != UNUSED).sum())
-    places, labels = found.masked_positions[:count], found.labels[:count]
-    return torch.from_numpy(found.tokens), torch.from_numpy(places), torch.from_numpy(labels)
+    return mask_row(unmasked, part_keys, MaskingConfig(mask_probability=mask_rate), whole)

@@ -8,13 +8,14 @@ from torch.nn import functional
 
 from megaprot.finetune.encoder import Encoder
 from megaprot.finetune.pairs.inputs import PairInputs
+from megaprot.finetune.task import EncoderAndHead
 
 PairOutputs = tuple[Tensor, Tensor, Tensor]
 """Logits fp32 [num_examples, scores an example], masked-language loss fp32 [num_readings] (mean over each reading's
 masked residues; 0 when scoring), and residues left out int64 [num_examples]."""
 
 
-class PpiModel(nn.Module):
+class PpiModel(EncoderAndHead):
     """A cross-encoder: both proteins of a pair are read together (PLM-interact, Liu et al. 2025).
 
     PLM-interact runs the encoder twice over the same masked tokens, once for each loss; here both come of one pass,
@@ -28,17 +29,8 @@ class PpiModel(nn.Module):
     """
 
     def __init__(self, encoder: Encoder, head: nn.Module, is_frozen: bool, has_mlm_loss: bool) -> None:
-        super().__init__()
-        self.encoder, self.head, self.is_frozen, self.has_mlm_loss = encoder, head, is_frozen, has_mlm_loss
-        if is_frozen:
-            encoder.requires_grad_(False)
-
-    def train(self, mode: bool = True) -> PpiModel:
-        """Switch dropout on or off; a frozen encoder has none."""
-        super().train(mode)
-        if self.is_frozen:
-            self.encoder.eval()
-        return self
+        super().__init__(encoder, head, is_frozen)
+        self.has_mlm_loss = has_mlm_loss
 
     def forward(self, inputs: PairInputs) -> PairOutputs:
         """Return logits, masked-language loss and residues left out, for inputs on the model's device."""

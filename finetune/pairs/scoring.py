@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -13,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from megaprot.common.files import sync_folder
+from megaprot.common.files import atomic_write
 from megaprot.finetune.batch_workers import batch_workers
 from megaprot.finetune.batching import BATCH_TOKENS, plan_batches
 from megaprot.finetune.model_folder import FinetunedModel
@@ -169,19 +168,15 @@ def open_scoring(
 @torch.inference_mode()
 def _encode_group(tuned: FinetunedModel, proteins: Sequence[Residues], path: Path, max_tokens: int) -> None:
     """Write what a group of proteins gives to its pairs, unless that is done."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     if path.is_file():
         return
     model: Any = tuned.model
     vectors = encode_proteins(tuned.encoder, proteins, model.table.longest, max_tokens).to(tuned.encoder.device)
     parts: Parts = model.head.parts(vectors)
-    partial_path = path.with_name(f".{path.name}.{os.getpid()}")
-    save_file({name: tensor.cpu().contiguous() for name, tensor in parts._asdict().items()}, partial_path)
-    with partial_path.open("rb") as stream:
-        os.fsync(stream.fileno())
-    os.replace(partial_path, path)
-    sync_folder(path.parent)
+    with atomic_write(path) as stream:
+        stream.write(save({name: tensor.cpu().contiguous() for name, tensor in parts._asdict().items()}))
 
 
 def _read_parts(folder: Path, num_groups: int, device: torch.device) -> Parts:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from scipy.special import expit
 
 from megaprot.common.errors import RunError
+from megaprot.finetune.best_places import best_places
 from megaprot.finetune.pairs.scoring import PairScoring
 
 Kept = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]
@@ -87,13 +88,7 @@ def _chosen(logits: NDArray[np.float32], is_pair: NDArray[np.bool_], top_k: int)
     """Yield which columns of each row are kept, in their order."""
     for values, allowed in zip(logits, is_pair, strict=True):
         places = np.flatnonzero(allowed)
-        if not top_k:
-            yield places
-            continue
-        if len(places) > top_k:  # what may be among the best, ties of the last of them too
-            least = np.partition(values[places], len(places) - top_k)[len(places) - top_k]
-            places = places[values[places] >= least]
-        yield places[np.argsort(-values[places], kind="stable")][:top_k]
+        yield places[best_places(values[places], top_k)] if top_k else places
 
 
 def lines_of(kept: Kept, first_names: Sequence[str], second_names: Sequence[str], temperature: float) -> bytes:
