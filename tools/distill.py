@@ -73,6 +73,7 @@ def run(config: DistillConfig) -> None:
     quiet("deepspeed")
     quiet("torch.distributed")
     from megaprot.common.stopping import StopRequest, leave_marker, remove_marker
+    from megaprot.common.watched import watched
     from megaprot.finetune.checks import check_config
     from megaprot.finetune.model_folder import BEST, ENCODER
     from megaprot.finetune.processes import processes
@@ -82,7 +83,7 @@ def run(config: DistillConfig) -> None:
     _check(config)
     settings = _settings(config)
     check_config(settings)
-    with processes(config.engine.timeout_minutes) as place:
+    with watched(config.output), processes(config.engine.timeout_minutes) as place:
         task = _task(config, place)
         training, valid = _examples(config, task.teacher.vocabulary)
         _begin(config, task, place)

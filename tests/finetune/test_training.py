@@ -3,7 +3,6 @@
 import json
 import math
 import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 from safetensors.torch import load_file
 
 from megaprot.common.errors import InputError, RunError
@@ -21,23 +19,13 @@ from megaprot.finetune import saves
 from megaprot.finetune.config import FinetuneConfig, HeadConfig, LogConfig, OptimConfig, TrainConfig, TuningConfig
 from megaprot.finetune.hugging_face import load_encoder
 from megaprot.finetune.model_folder import read_model
-from megaprot.finetune.processes import Place, processes
+from megaprot.finetune.processes import Place
 from megaprot.finetune.protein_states import gather_proteins
 from megaprot.finetune.splits import prepare
 from megaprot.finetune.training import Run, RunResult, check_resumption, train
 from megaprot.finetune.tuning import depth_of, learning_rate, parameter_groups, prepare_encoder
-from megaprot.pretrain import parallel
 from tests.finetune.folders import esm_folder
 from tests.finetune.tasks_data import secondary_structure
-
-
-@pytest.fixture(scope="module")
-def place() -> Iterator[Place]:
-    """A world of one for this module; that of earlier modules is not needed any more."""
-    if dist.is_initialized():
-        parallel.stop_processes()
-    with processes(5.0) as alone:
-        yield alone
 
 
 @pytest.fixture(scope="module")

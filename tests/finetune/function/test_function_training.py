@@ -2,14 +2,12 @@
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 
 from megaprot.common.errors import InputError
 from megaprot.common.stopping import StopRequest
@@ -21,21 +19,11 @@ from megaprot.finetune.gradient_caching import cached_step
 from megaprot.finetune.hugging_face import load_encoder
 from megaprot.finetune.micro_batches import MicroBatch
 from megaprot.finetune.model_folder import read_model
-from megaprot.finetune.processes import Place, processes
+from megaprot.finetune.processes import Place
 from megaprot.finetune.protein_states import gather_proteins
 from megaprot.finetune.splits import prepare
 from megaprot.finetune.training import Run, train
-from megaprot.pretrain import parallel
 from tests.finetune.function.towers_data import config_of, inputs
-
-
-@pytest.fixture(scope="module")
-def place() -> Iterator[Place]:
-    """A world of one for this module; that of earlier modules is not needed any more."""
-    if dist.is_initialized():
-        parallel.stop_processes()
-    with processes(5.0) as alone:
-        yield alone
 
 
 @pytest.fixture(scope="module")

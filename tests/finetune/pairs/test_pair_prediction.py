@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from megaprot.finetune.pairs.jobs import PairRequest
 from megaprot.finetune.pairs.prediction import predict_pairs
 from megaprot.finetune.pairs.scoring import PairScoring
 from megaprot.finetune.pairs.screening import Screen, blocks_of, kept_of
-from megaprot.finetune.processes import Place, processes
+from megaprot.finetune.processes import Place
 from megaprot.finetune.tasks import open_task
 from megaprot.pretrain import parallel
 from megaprot.tools import cli
@@ -36,15 +36,6 @@ NUM_PROTEINS = 11
 SEQUENCES = random_proteins([5 + 3 * number for number in range(NUM_PROTEINS)])
 PROTEINS = {f"P{number:02d}": text for number, text in enumerate(SEQUENCES)}
 NAMES = list(PROTEINS)
-
-
-@pytest.fixture(scope="module")
-def place() -> Iterator[Place]:
-    """A world of one for this module."""
-    if dist.is_initialized():
-        parallel.stop_processes()
-    with processes(5.0) as alone:
-        yield alone
 
 
 @pytest.fixture(scope="module")
