@@ -11,6 +11,7 @@ import json
 import os
 import platform
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -39,6 +40,8 @@ from megaprot.tools.convert import ConvertConfig
 def peak():  # of this program alone: what getrusage says includes the parent's before it became this program
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))
 before = peak()
+print("ready", flush=True)
+sys.stdin.readline()
 started = time.perf_counter()
 convert(ConvertConfig(*sys.argv[1:]))
 print(time.perf_counter() - started, before, peak())
@@ -53,15 +56,25 @@ def random_model(model: ModelConfig) -> SourceModel:
     return SourceModel(DerivedTensors(infos, lambda name: torch.randn(shapes[name])), model, 1024, vocabulary)
 
 
-def converted(*arguments: str) -> tuple[float, float]:
+def converted(given: Path, made: Path, to: str) -> tuple[float, float]:
     """Seconds of a conversion in a process of its own, imports aside, and its peak memory above them in bytes."""
-    done = subprocess.run([sys.executable, "-c", _CONVERT, *arguments], check=True, capture_output=True, text=True)
-    seconds, before, peak = map(float, done.stdout.splitlines()[-1].split())
+    command = [sys.executable, "-c", _CONVERT, str(given), str(made), to]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None and process.stdout is not None
+        process.stdout.readline()  # it has imported what it needs
+        warm(made.parent, sum(path.stat().st_size for path in given.rglob("*") if path.is_file()))
+        printed, _ = process.communicate("go\n")
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, command)
+    seconds, before, peak = map(float, printed.splitlines()[-1].split())
     return seconds, (peak - before) * 1024
 
 
 def warm(folder: Path, num_bytes: int) -> None:
-    """Fill and free the page cache that what is timed next will use: memory a virtual machine never had is slow."""
+    """Fill and free the page cache that what is timed next will use: memory that a virtual machine has not is slow.
+
+    Only what follows at once is timed with it: a host takes free memory back within seconds.
+    """
     subprocess.run(
         ["dd", "if=/dev/zero", f"of={folder / 'warm'}", "bs=1M", f"count={num_bytes >> 20}"],
         check=True,
@@ -93,7 +106,7 @@ def _add_copy(seconds: dict[str, list[float]], source: Path, target: Path) -> No
 
 
 def measure(recipe: str, folder: Path, repeats: int) -> dict[str, Any]:
-    """Convert to and fro ``repeats`` times; the best of each is reported."""
+    """Convert to and fro ``repeats`` times; medians are reported."""
     config = parse_config(PretrainConfig, ["--config", recipe], program="bench", description="", recipes=RECIPES)
     source = random_model(config.model)
     (folder / "step").mkdir()
@@ -105,22 +118,21 @@ def measure(recipe: str, folder: Path, repeats: int) -> dict[str, Any]:
     for _ in range(repeats):
         _add_copy(seconds, weights, folder / "copy")
         for kind, given, made, to in (("to_hf", "step", "hf", "hf"), ("to_megatron", "hf", "back", "megatron")):
-            warm(folder, num_bytes)
-            took, peak = converted(str(folder / given), str(folder / made), to)
+            took, peak = converted(folder / given, folder / made, to)
             seconds[kind].append(took)
             peaks[kind] = max(peak, peaks.get(kind, 0.0))
         _add_copy(seconds, weights, folder / "copy")
         for made in ("hf", "back"):
             shutil.rmtree(folder / made)
-    best = {kind: min(times) for kind, times in seconds.items()}
+    middle = {kind: statistics.median(times) for kind, times in seconds.items()}
     largest = max(info.num_bytes for info in source.tensors.infos.values())
     return {
         "recipe": recipe,
         "bytes_of_weights": num_bytes,
         "bytes_of_largest_tensor": largest,
-        "bytes_per_second": {kind: round(num_bytes / time) for kind, time in best.items()},
-        "share_of_cp": {kind: round(best["cp"] / best[kind], 3) for kind in ("to_hf", "to_megatron")},
-        "to_megatron_as_share_of_cp_and_sha256sum": round(best["cp_and_sha256sum"] / best["to_megatron"], 3),
+        "bytes_per_second": {kind: round(num_bytes / time) for kind, time in middle.items()},
+        "share_of_cp": {kind: round(middle["cp"] / middle[kind], 3) for kind in ("to_hf", "to_megatron")},
+        "to_megatron_as_share_of_cp_and_sha256sum": round(middle["cp_and_sha256sum"] / middle["to_megatron"], 3),
         "seconds": {kind: [round(time, 3) for time in times] for kind, times in seconds.items()},
         "peak_bytes_above_imports": {kind: round(peak) for kind, peak in peaks.items()},
         "peak_is_within_largest_tensor_plus_1_gb": all(peak <= largest + 1e9 for peak in peaks.values()),
@@ -133,7 +145,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--recipe", default="esm2_650m")
     parser.add_argument("--folder", type=Path, default=None, help="where the checkpoints lie meanwhile")
-    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--output", type=Path, default=None)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:

@@ -34,8 +34,12 @@ from megaprot.finetune.tasks import open_task
 
 BATCH_SIZE, NUM_PROTEINS, LONGEST = 8, 1024, 400
 SIZES = {
-    "hidden_size": 320, "num_hidden_layers": 6, "num_attention_heads": 20, "intermediate_size": 1280,
-    "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0,  # as ESM-2, for both
+    "hidden_size": 320,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 20,
+    "intermediate_size": 1280,
+    "hidden_dropout_prob": 0.0,
+    "attention_probs_dropout_prob": 0.0,  # as ESM-2, for both
 }
 
 

@@ -50,9 +50,7 @@ def draw(runs: dict[str, list[dict[str, Any]]], output: Path, baseline: float) -
     for number, (name, rows) in enumerate(runs.items()):
         colour, prefix = colours[number % len(colours)], f"{name} " if len(runs) > 1 else ""
         left.plot(*series(rows, "loss"), color=colour, alpha=0.5, linewidth=1, label=f"{prefix}training")
-        left.plot(
-            *series(rows, "validation_loss"), color=colour, marker="o", markersize=4, label=f"{prefix}validation"
-        )
+        left.plot(*series(rows, "validation_loss"), color=colour, marker="o", markersize=4, label=f"{prefix}validation")
         right.plot(
             *series(rows, "validation_mask_perplexity"), color=colour, marker="o", markersize=4, label=f"{prefix}model"
         )

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future as ThreadFuture
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Literal, NoReturn
+from typing import Literal, NoReturn, Self
 
 import torch
 from torch import Tensor
@@ -21,7 +22,6 @@ from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
 from megaprot.common.errors import MegaprotError, RunError
-from megaprot.common.files import BLOCK_BYTES
 from megaprot.common.manifest import sizes_and_checksums
 from megaprot.pretrain import checkpoint
 from megaprot.pretrain.checkpoint import TrainingState
@@ -29,40 +29,54 @@ from megaprot.pretrain.config import DataConfig, PretrainConfig, RunConfig, Trai
 from megaprot.tools.conversion.names import our_shapes
 from megaprot.tools.conversion.safetensors_files import write_file
 from megaprot.tools.conversion.source_model import CARRIED, SourceModel
-from megaprot.tools.conversion.tensor_source import TensorInfo, made_ahead
+from megaprot.tools.conversion.tensor_record import record_of
+from megaprot.tools.conversion.tensor_source import WRITE_BYTES, TensorInfo, made_ahead
 
 _PRECISIONS: dict[torch.dtype, Literal["fp32", "bf16", "fp16"]] = {
     torch.float32: "fp32",
     torch.bfloat16: "bf16",
     torch.float16: "fp16",
 }
+_MOST_HELD = 1 << 26  # bytes
 SHARD = "__0_0.distcp"  # as torch names what rank 0 writes
 
 
-class _RunningChecksum:
-    """SHA-256 of a file that is being written, computed in a thread behind its writer, on what it has flushed."""
+class _ChecksummedFile:
+    """A new file whose SHA-256 is computed in a thread while the same bytes are written."""
 
     def __init__(self, path: Path) -> None:
-        self._digest, self._stream = hashlib.sha256(), path.open("rb", buffering=0)
-        self._block = memoryview(bytearray(BLOCK_BYTES))
+        self.num_bytes, self._num_held = 0, 0
+        self._digest, self._stream = hashlib.sha256(), path.open("wb", buffering=0)
         self._pool = ThreadPoolExecutor(max_workers=1)
-        self._taken: list[ThreadFuture[None]] = []
+        self._pending: deque[tuple[int, ThreadFuture[None]]] = deque()  # lengths of parts, and their checksums
 
-    def follow(self, num_bytes: int) -> None:
-        """Take the next ``num_bytes`` of the file."""
-        self._taken.append(self._pool.submit(self._take, num_bytes))
+    def __enter__(self) -> Self:
+        return self
 
-    def _take(self, num_bytes: int) -> None:
-        while num_bytes and (num_read := self._stream.readinto(self._block[:num_bytes])):
-            self._digest.update(self._block[:num_read])
-            num_bytes -= num_read
-
-    def finish(self) -> str:
-        """Return the digest in hexadecimal when all that was asked for has been taken; raises OSError if it was not."""
+    def __exit__(self, *_: object) -> None:
         self._pool.shutdown()
         self._stream.close()
-        for taken in self._taken:
+
+    def write(self, part: bytes | memoryview) -> None:
+        """Write all of ``part``; it is held until it is in the checksum, parts of ``_MOST_HELD`` bytes at most."""
+        self._pending.append((len(part), self._pool.submit(self._digest.update, part)))
+        self.num_bytes += len(part)
+        self._num_held += len(part)
+        rest = memoryview(part)
+        while rest:
+            rest = rest[self._stream.write(rest[:WRITE_BYTES]) :]
+        self._wait(_MOST_HELD)
+
+    def _wait(self, num_held: int) -> None:
+        """Wait for the checksum until no more than ``num_held`` bytes are held."""
+        while self._num_held > num_held:
+            length, taken = self._pending.popleft()
             taken.result()
+            self._num_held -= length
+
+    def hexdigest(self) -> str:
+        """Return the checksum of what has been written, in hexadecimal."""
+        self._wait(0)
         return self._digest.hexdigest()
 
 
@@ -86,19 +100,15 @@ class _Writer(FileSystemWriter):
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
         """Write the tensors of a plan one after another into one file."""
         results = []
-        with (self.weights / SHARD).open("wb") as stream:
-            checksum = _RunningChecksum(self.weights / SHARD)
-            try:
-                for index, tensor in made_ahead((item.index, self.read(item.index.fqn)) for item in plan.items):
-                    start = stream.tell()
-                    torch.save(tensor, stream)
-                    stream.flush()
-                    length = stream.tell() - start
-                    checksum.follow(length)
-                    results.append(WriteResult(index, length, _StorageInfo(SHARD, start, length)))
-                    del tensor  # before the next is made
-            finally:
-                self.shard_sha256 = checksum.finish()
+        with _ChecksummedFile(self.weights / SHARD) as file:
+            for index, tensor in made_ahead((item.index, self.read(item.index.fqn)) for item in plan.items):
+                start = file.num_bytes
+                for part in record_of(tensor):
+                    file.write(part)
+                length = file.num_bytes - start
+                results.append(WriteResult(index, length, _StorageInfo(SHARD, start, length)))
+                del tensor, part  # before the next is made
+            self.shard_sha256 = file.hexdigest()
         future: Future[list[WriteResult]] = Future()
         future.set_result(results)
         return future

@@ -171,5 +171,6 @@ def fuse_qkv(parts: Sequence[Callable[[], Tensor]], num_heads: int) -> Tensor:
         if number == 0:
             shape = (num_heads, len(parts), *by_head.shape[1:])
             fused = new_tensor(TensorInfo(tensor.dtype, shape))
-        fused[:, number] = by_head
+        # Not torch's own copy: its threads would spin while the bytes come from elsewhere.
+        fused.view(torch.uint8).numpy()[:, number] = by_head.contiguous().view(torch.uint8).numpy()
     return fused.flatten(0, 2)

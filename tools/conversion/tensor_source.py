@@ -24,7 +24,8 @@ from megaprot.common.errors import InputError
 Key = TypeVar("Key")
 _SMALL = 1 << 20  # bytes; below it the allocator keeps memory itself
 _LARGE = 1 << 27  # bytes; above it only the largest models have tensors
-_NUM_BLOCKS = 4  # a tensor being read, two that wait to be written, one more while query, key and value are joined
+WRITE_BYTES = 1 << 20  # in one call: for longer ones Linux seeks pages in long runs, and finds those it has never used
+_NUM_BLOCKS = 8  # a tensor being read, one that waits, one written, query, key or value to be joined, some in checksums
 
 
 @dataclass(frozen=True)
