@@ -211,6 +211,25 @@ def test_a_rank_that_cannot_write_its_shard_ends_the_run_with_one_message_and_ke
     assert not run.left_over()
 
 
+def test_a_second_run_in_the_same_folder_is_refused_and_the_first_goes_on(
+    folder: Path, launched: list[Launched]
+) -> None:
+    config = config_of(folder, "held")
+    first = Launched(config, 2)
+    launched.append(first)
+    first.wait_for(lambda: first.step() >= 2, "two steps")
+    second = Launched(config, 2, "--max_restarts", "3")
+    launched.append(second)
+    assert second.finish(120) == 1, second.output
+    assert len(re.findall(r"error: \S+/held is held by another run \(\S+ process \d+\); stop that", second.output)) == 1
+    assert "starting again" not in second.output
+    assert "Traceback" not in second.output
+    step = first.step()
+    first.wait_for(lambda: first.step() >= step + 2, "two more steps")
+    first.process.send_signal(signal.SIGTERM)
+    assert first.finish(90) == 0, first.output
+
+
 def test_a_run_folder_that_is_not_shared_is_refused_by_name(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from megaprot.common.errors import InputError
     from megaprot.pretrain import shared_folder

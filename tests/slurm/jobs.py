@@ -1,5 +1,6 @@
 """Jobs on the test cluster: submitted by the launcher, followed through their log and their run folder."""
 
+import copy
 import os
 import re
 import subprocess
@@ -29,14 +30,19 @@ def launch_slurm(*words: str) -> subprocess.CompletedProcess[str]:
 
 
 class Job:
-    """A job submitted with these words; ``folder`` is its run folder."""
+    """A job submitted with these words, the first one of a chain; ``folder`` is its run folder."""
 
     def __init__(self, folder: Path, *words: str) -> None:
         done = launch_slurm(*words)
         assert done.returncode == 0, done.stderr
-        match = re.search(r"submitted job (\d+)", done.stdout)
-        assert match, done.stdout
-        self.number, self.folder = match[1], folder
+        self.number, *self.later = re.findall(r"submitted job (\d+)", done.stdout)
+        self.folder = folder
+
+    def next_of_chain(self) -> "Job":
+        """The job that starts when this one has ended."""
+        job = copy.copy(self)
+        job.number, *job.later = self.later
+        return job
 
     @property
     def log(self) -> str:

@@ -88,6 +88,32 @@ def test_whatever_happens_to_a_job_its_losses_are_those_of_an_uninterrupted_run(
     assert len(expected) == last > 20
 
 
+def test_the_next_job_of_a_chain_goes_on_where_the_one_before_was_stopped(
+    cluster: Path, corpus: Path, tmp_path: Path
+) -> None:
+    train = {"num_steps": 100_000, "save_interval": 0, "eval_interval": 0}
+    config = small_config(corpus, tmp_path / "run", optim=CONSTANT, train=train)
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(config_to_yaml(config))
+    options = ["--nodes", "2", "--nproc", "1", "--time", "20", "--chain", "2"]
+    first = Job(tmp_path / "run", *options, "--", "pretrain", "--config", str(recipe), "--run.dir", config.run.dir)
+    second = first.next_of_chain()
+    first.wait_for_start(1)
+    assert second.state == "PENDING"
+    slurm("scancel", "--signal=USR1", "--batch", first.number)  # what Slurm sends ahead of the limit
+    first.wait_for(lambda: first.state == "COMPLETED", "end of the first job")
+    saved = first.step()
+    assert f"megaprot launch: stopped at step {saved}; the next job goes on" in first.log
+    second.wait_for_start(1)
+    assert f"resumed from {tmp_path / 'run'}/checkpoints/step_{saved:08d}" in second.log
+    slurm("scancel", second.number)
+    second.wait_for(lambda: second.state == "CANCELLED", "end of the second job")
+    second.wait_for(lambda: not second.processes(), "end of all processes", 40)
+    steps = [row["step"] for row in rows_of(tmp_path / "run") if "loss" in row]
+    assert steps == list(range(1, len(steps) + 1)), "a step was lost or taken twice"
+    assert len(steps) >= saved + 4
+
+
 def test_a_sweep_runs_each_line_in_a_folder_of_its_own(cluster: Path, corpus: Path, tmp_path: Path) -> None:
     train = {"num_steps": 2, "save_interval": 0, "eval_interval": 0}
     recipe = tmp_path / "recipe.yaml"

@@ -1,6 +1,5 @@
 """Refinement over the ontology against loops over parents and ancestors."""
 
-
 import numpy as np
 import pytest
 import torch
