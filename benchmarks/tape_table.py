@@ -2,14 +2,16 @@
 
     python benchmarks/tape_table.py --encoder HF_DIR --data TAPE_DIR --output DIR --steps 1000 --seeds 3
 
-Each task is fine-tuned for a fixed number of optimizer steps by its shipped recipe, from the encoder as it is and from
-one of the same shape with random weights; the best model by the validation split is measured on the test split. A cell
-is the mean over seeds, with the standard deviation, and the mean of the seeds' bootstrap intervals. Runs that are
-finished are not taken again. Writes ``benchmarks/results/tape.json`` and prints a table.
+Each task is fine-tuned for a fixed number of optimizer steps by its shipped recipe (smaller batches, for a CPU's sake),
+from the encoder as it is and from one of the same shape with random weights; the best model by the validation split is
+measured on the test split, or on ``--test_examples`` proteins drawn from it. A cell is the mean over seeds, with the
+standard deviation, and the mean of the seeds' bootstrap intervals. Finished runs are not taken again, so that several
+programs may share the tasks (``--tasks``) and one collects. Writes ``benchmarks/results/tape.json``, prints a table.
 """
 
 import argparse
 import json
+import random
 import shlex
 import subprocess
 import sys
@@ -19,13 +21,32 @@ from typing import Any
 from measure import record
 
 TESTS = {
-    "secondary_structure": ("cb513", "accuracy"),
-    "contact_prediction": ("test", "precision_at_l5_min_sep_6"),
-    "remote_homology": ("test_fold_holdout", "top1_accuracy"),
-    "fluorescence": ("test", "spearman"),
-    "stability": ("test", "spearman"),
+    "secondary_structure": ("cb513", "accuracy", 8),
+    "contact_prediction": ("test", "precision_at_l5_min_sep_6", 4),
+    "remote_homology": ("test_fold_holdout", "top1_accuracy", 16),
+    "fluorescence": ("test", "spearman", 16),
+    "stability": ("test", "spearman", 32),
 }
-"""{task: (split, metric)}."""
+"""{task: (split, metric, proteins a step)}."""
+FOLDERS = {"contact_prediction": "proteinnet"}
+
+
+def drawn_data(task: str, options: argparse.Namespace) -> Path:
+    """Return a folder with a task's data, its test split cut to ``--test_examples`` proteins drawn from all."""
+    name = FOLDERS.get(task, task)
+    given, folder = Path(options.data) / name, options.output / "data" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in given.glob("*.json"):
+        target = folder / file.name
+        if target.exists():
+            continue
+        if file.stem != f"{name}_{TESTS[task][0]}" or not options.test_examples:
+            target.symlink_to(file.resolve())
+            continue
+        records = json.loads(file.read_text(encoding="utf-8"))
+        number = min(len(records), options.test_examples)
+        target.write_text(json.dumps(random.Random(0).sample(records, number)), encoding="utf-8")
+    return folder
 
 
 def random_encoder(encoder: Path, folder: Path) -> Path:
@@ -44,12 +65,15 @@ def random_encoder(encoder: Path, folder: Path) -> Path:
 
 def measured(task: str, encoder: Path, output: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Fine-tune and evaluate; return the cell of a task and an encoder, with the commands that made it."""
-    split, metric = TESTS[task]
+    split, metric, batch_size = TESTS[task]
+    data = str(drawn_data(task, options))
     program = [sys.executable, "-m", "megaprot.tools.cli"]
-    finetune = ["finetune", "--config", task, "--model", str(encoder), "--data", options.data, "--output", str(output)]
+    finetune = ["finetune", "--config", task, "--model", str(encoder), "--data", data, "--output", str(output)]
     finetune += ["--seeds", str(options.seeds), "--train.num_steps", str(options.steps)]
-    finetune += ["--train.train_examples", str(options.train_examples), *shlex.split(options.more)]
-    evaluate = ["evaluate", "--task", task, "--model", str(output), "--data", options.data, "--split", split]
+    finetune += ["--train.batch_size", str(batch_size), "--train.eval_interval", str(options.eval_interval)]
+    finetune += ["--train.patience", "0", "--train.train_examples", str(options.train_examples)]
+    finetune += ["--train.valid_examples", str(options.valid_examples), *shlex.split(options.more)]
+    evaluate = ["evaluate", "--task", task, "--model", str(output), "--data", data, "--split", split]
     results = output / f"evaluation_{split}" / "results.json"
     if not results.is_file():
         for command in (finetune, evaluate):
@@ -70,6 +94,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1000, help="optimizer steps of each run")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--train_examples", type=int, default=0, help="training proteins, drawn by the seed; 0: all")
+    parser.add_argument("--valid_examples", type=int, default=0, help="validation proteins, drawn by the seed; 0: all")
+    parser.add_argument("--test_examples", type=int, default=0, help="test proteins, drawn once; 0: all")
+    parser.add_argument("--eval_interval", type=int, default=100, help="steps between validations")
     parser.add_argument("--tasks", nargs="*", default=list(TESTS), choices=list(TESTS))
     parser.add_argument("--more", default="", help="more flags for megaprot finetune, in one string")
     options = parser.parse_args()
