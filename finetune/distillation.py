@@ -165,12 +165,15 @@ class Pupil(nn.Module):
         logits = self.encoder.logits(states[-1][inputs.places]).float()
         owner = batch.sequence[inputs.places]
         temperature = self.loss.temperature
-        divergence = functional.kl_div(
-            functional.log_softmax(logits / temperature, dim=1),
-            functional.log_softmax(wanted / temperature, dim=1),
-            reduction="none",
-            log_target=True,
-        ).sum(dim=1) * temperature**2
+        divergence = (
+            functional.kl_div(
+                functional.log_softmax(logits / temperature, dim=1),
+                functional.log_softmax(wanted / temperature, dim=1),
+                reduction="none",
+                log_target=True,
+            ).sum(dim=1)
+            * temperature**2
+        )
         masked = {
             "truth": functional.cross_entropy(logits, inputs.truth, reduction="none"),
             "teacher_truth": functional.cross_entropy(wanted, inputs.truth, reduction="none"),

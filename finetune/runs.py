@@ -134,7 +134,7 @@ def take(plan: Plan, place: Place) -> None:
     for planned in plan.runs:
         if place.is_main and planned.name:
             print(f"run {planned.name}", flush=True)
-        task = copy.deepcopy(plan.task)
+        task = copy.copy(plan.task)  # what it has read is shared
         task.configure(planned.config)
         task.learn(plan.train, planned.config.head)
         run = Run(planned.config, task, plan.train, plan.valid, place)

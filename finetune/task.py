@@ -192,7 +192,10 @@ class Task(ABC):
         raise NotImplementedError(f"the task {self.name} reads no records of single proteins")
 
     def learn(self, examples: Sequence[Any], config: HeadConfig) -> None:  # noqa: B027 - most tasks need none
-        """Take from the training split what belongs to the model: classes, mean and spread of the labels."""
+        """Take from the training split what belongs to the model: classes, mean and spread of the labels.
+
+        Attributes are assigned, never changed in place: the runs of a grid are shallow copies of one task.
+        """
 
     def check(self, examples: Sequence[Any], place: str) -> None:  # noqa: B027
         """Raise InputError where labels of a split do not fit what was learned; ``place`` names its file."""

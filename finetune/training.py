@@ -75,9 +75,7 @@ class Run:
         place: This process.
     """
 
-    def __init__(
-        self, config: FinetuneConfig, task: Task, train: list[Any], valid: list[Any], place: Place
-    ) -> None:
+    def __init__(self, config: FinetuneConfig, task: Task, train: list[Any], valid: list[Any], place: Place) -> None:
         self.config, self.task, self.train, self.valid, self.place = config, task, train, valid, place
         self.folder = Path(config.output)
         self.encoder = load_encoder(Path(config.model), with_head=task.needs_lm_head, device=place.device)

@@ -1,10 +1,17 @@
 """What all tests share: one thread a process, repeatable property tests, `gpu` tests skipped without a CUDA device."""
 
+from __future__ import annotations
+
 import os
 import signal
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+if TYPE_CHECKING:
+    from tests.distributed.launched import Launched
 
 # Set before any test imports torch: tests share few cores, and some start several processes.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -32,3 +39,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if not torch.cuda.is_available():
         for item in marked:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture
+def launched() -> Iterator[list[Launched]]:
+    """Runs a test has started, ended after it."""
+    runs: list[Launched] = []
+    yield runs
+    for run in runs:
+        run.end()

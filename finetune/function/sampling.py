@@ -1,15 +1,13 @@
 """Blocks of n proteins x m terms to train on: which terms, their labels, and which labels are not known.
 
-    sampler = BlockSampler(data, split, SamplingConfig())
-    sampler.proteins(step) -> int64 [num_proteins]      training proteins of a step, where no epoch names them
+    sampler = BlockSampler(data, split, FunctionConfig(), seed)
     sampler.block(proteins, step) -> Block              .terms [m], .labels [n, m], .is_known [n, m]
 
-A block is a pure function of the seed, the step and its proteins. Few proteins x many functions, or the reverse, is a
-matter of ``num_proteins`` and ``num_terms``. Terms are drawn without replacement from three kinds, whose shares are
-settings: positives of the block's proteins; siblings of these (the other children of their parents), which are the
-hard negatives; and any seen term by frequency. Where a kind runs short the last fills up. Each kind is drawn with
-weights by exponential races (Efraimidis and Spirakis, Information Processing Letters 2006), each term's number coming
-from a counter-based generator.
+A block is a pure function of the seed, the step and its proteins. Terms are drawn without replacement from three kinds,
+whose shares are settings: positives of the block's proteins; siblings of these (the other children of their parents),
+which are the hard negatives; and any seen term by frequency. Where a kind runs short the last fills up. Each kind is
+drawn with weights by exponential races (Efraimidis and Spirakis, Information Processing Letters 2006), each term's
+number coming from a counter-based generator.
 
 Annotations are incomplete: what is absent need not be untrue. With ``open_world`` a label is not known, and its
 ``is_known`` false, for the descendants of a protein's most specific terms, and for all terms of a namespace in which
@@ -26,35 +24,12 @@ from scipy.sparse import csr_array
 
 from megaprot.common.counter_random import key, keys, uniform_bits
 from megaprot.common.errors import InputError
+from megaprot.finetune.config_function import FunctionConfig
 from megaprot.finetune.function.annotations import FunctionData
 from megaprot.finetune.function.ontology import Ontology
-from megaprot.finetune.function.splits import TRAIN, FunctionSplit
+from megaprot.finetune.function.splits import FunctionSplit
 
-_PROTEINS, _POSITIVES, _SIBLINGS, _ANY = range(4)  # families of keys
-
-
-@dataclass(frozen=True)
-class SamplingConfig:
-    """How blocks are drawn.
-
-    Attributes:
-        seed: Of what is drawn.
-        num_proteins: Proteins of a block, where the sampler draws them.
-        num_terms: Terms of a block; never more than there are seen ones.
-        positive_share: Share of the terms drawn among the positives of the block's proteins.
-        sibling_share: Share drawn among the siblings of these.
-        frequency_power: Terms are drawn with their number of training proteins to this power as weight: 1 as they come,
-            0 all alike, so that rare terms are met more often.
-        open_world: Whether what may be true but is not annotated counts as not known instead of negative.
-    """
-
-    seed: int = 0
-    num_proteins: int = 64
-    num_terms: int = 256
-    positive_share: float = 0.5
-    sibling_share: float = 0.25
-    frequency_power: float = 0.5
-    open_world: bool = True
+_POSITIVES, _SIBLINGS, _ANY = range(1, 4)  # families of keys
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,26 +55,21 @@ class BlockSampler:
     Args:
         data: Proteins and labels.
         split: Which of them are trained on.
-        config: The settings.
+        config: Number and shares of terms.
+        seed: Of what is drawn.
 
     Raises:
         InputError: A setting is out of range.
     """
 
-    def __init__(self, data: FunctionData, split: FunctionSplit, config: SamplingConfig) -> None:
+    def __init__(self, data: FunctionData, split: FunctionSplit, config: FunctionConfig, seed: int) -> None:
         _check(config)
-        self.config, self.ontology = config, data.ontology
+        self.config, self.seed, self.ontology = config, seed, data.ontology
         self.labels = split.training_labels(data.labels)
-        self.train_proteins = split.numbers_of(TRAIN)
         self.is_seen = split.is_seen
         frequency = np.bincount(self.labels.indices, minlength=len(data.ontology))
         self._weights = np.where(self.is_seen, np.maximum(frequency, 1.0) ** config.frequency_power, 0.0)
         self._unknown = Unknown(data.ontology, self.labels) if config.open_world else None
-
-    def proteins(self, step: int) -> NDArray[np.int64]:
-        """Return the proteins of a step, without replacement, ascending, int64 [num_proteins]."""
-        drawn = self._race(self.train_proteins, np.ones(len(self.train_proteins)), step, _PROTEINS)
-        return np.sort(drawn[: self.config.num_proteins])
 
     def block(self, proteins: NDArray[np.int64], step: int) -> Block:
         """Return labels of these training proteins for the terms drawn for them in a step."""
@@ -131,7 +101,7 @@ class BlockSampler:
         self, numbers: NDArray[np.integer], weights: NDArray[np.float64], step: int, family: int
     ) -> NDArray[np.integer]:
         """Return numbers in the order in which they are drawn by weight without replacement."""
-        own_keys = keys(key(self.config.seed, step, family), numbers)
+        own_keys = keys(key(self.seed, step, family), numbers)
         bits = uniform_bits(own_keys, np.zeros(len(numbers), dtype=np.int64))
         uniform = ((bits >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
         return numbers[np.argsort(-np.log(uniform) / weights, kind="stable")]
@@ -158,11 +128,10 @@ class Unknown:
         return is_below | ~self.in_namespace[proteins][:, self._ontology.namespaces[terms]]
 
 
-def _check(config: SamplingConfig) -> None:
+def _check(config: FunctionConfig) -> None:
     """Raise InputError for settings out of range."""
-    for name in ("num_proteins", "num_terms"):
-        if getattr(config, name) < 1:
-            raise InputError(f"function.{name} is {getattr(config, name)}: give 1 or more.")
+    if config.num_terms < 1:
+        raise InputError(f"function.num_terms is {config.num_terms}: give 1 or more.")
     shares = (config.positive_share, config.sibling_share)
     if min(shares) < 0 or sum(shares) > 1:
         raise InputError(f"function.positive_share and function.sibling_share are {shares[0]} and {shares[1]}: give "

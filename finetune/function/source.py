@@ -53,9 +53,6 @@ class Source:
     data: FunctionData
     split: FunctionSplit
 
-    def __deepcopy__(self, memo: Any) -> Source:
-        return self  # the runs of a grid share it
-
     @cached_property
     def training_labels(self) -> csr_array:
         """Labels of training proteins and seen terms, bool [num_proteins, num_terms]."""

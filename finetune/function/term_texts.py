@@ -53,9 +53,6 @@ class TermTexts:
         said = (template, *ontology.terms, *ontology.names, *ontology.definitions)
         self.cache = VectorCache(len(ontology), path_of(said))
 
-    def __deepcopy__(self, memo: Any) -> TermTexts:
-        return self  # the runs of a grid share it
-
     @property
     def num_cut(self) -> int:
         """Terms whose text was longer than the tower takes, of those read so far."""

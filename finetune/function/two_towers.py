@@ -204,9 +204,7 @@ class TowersHead(nn.Module):
 def _projection(num_inputs: int, size: int, hidden_size: int, dropout: float, is_sketch: bool) -> nn.Module:
     """Return norms and what makes vectors that are compared: one layer with tanh, or two."""
     if is_sketch:
-        return nn.Sequential(
-            Standardize(num_inputs), nn.LayerNorm(num_inputs), nn.Linear(num_inputs, size), nn.Tanh()
-        )
+        return nn.Sequential(Standardize(num_inputs), nn.LayerNorm(num_inputs), nn.Linear(num_inputs, size), nn.Tanh())
     return nn.Sequential(
         Standardize(num_inputs),
         nn.LayerNorm(num_inputs),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -34,9 +33,6 @@ class VectorCache:
         self._is_saved = True
         if path is not None and path.is_file():
             self._load(path)
-
-    def __deepcopy__(self, memo: Any) -> VectorCache:
-        return self  # the runs of a grid share it
 
     def _load(self, path: Path) -> None:
         from safetensors import SafetensorError

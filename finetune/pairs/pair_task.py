@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,18 +37,6 @@ from megaprot.finetune.pairs.report import baseline_section
 from megaprot.finetune.report import Section
 from megaprot.finetune.task import Outcome, Task
 
-_Held = TypeVar("_Held")
-
-
-class Shared(Generic[_Held]):
-    """Something that stays one thing when what holds it is copied: a training split is large and never changed."""
-
-    def __init__(self, held: _Held) -> None:
-        self.held = held
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Shared[_Held]:
-        return self
-
 
 class PairTask(Task):
     """A task whose examples are pairs (:class:`megaprot.finetune.pairs.PairExample`).
@@ -74,7 +62,7 @@ class PairTask(Task):
     _pretraining = UNRECORDED
     _vocabulary: Vocabulary
     _read: Path
-    _train: Shared[Sequence[PairExample]]
+    _train: Sequence[PairExample]
 
     def configure(self, config: FinetuneConfig) -> None:
         """Take the section ``ppi``, and where training data and encoder are, which the report names."""
@@ -112,7 +100,7 @@ class PairTask(Task):
 
     def learn(self, examples: Sequence[PairExample], config: HeadConfig) -> None:
         """Take the training split, for the baselines, and the weight of its positives."""
-        self._train = Shared(examples)
+        self._train = examples
         share = float(labels_of(examples).mean())
         if not 0 < share < 1:
             raise InputError(f"all pairs of the training split have the label {share:.0f}; add pairs of the other.")
@@ -129,7 +117,7 @@ class PairTask(Task):
         labels = labels_of(examples)
         self.threshold, self.temperature = _chosen(labels, _scores(outcomes))
         if self.baselines is None:
-            self.baselines = PairBaselines.fit(self._train.held, examples, self._vocabulary)
+            self.baselines = PairBaselines.fit(self._train, examples, self._vocabulary)
             scores = self.baselines.scores(examples, self._vocabulary)
             self._baseline_settings = {name: _chosen(labels, values) for name, values in scores.items()}
 

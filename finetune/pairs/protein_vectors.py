@@ -122,9 +122,6 @@ class FeatureTable:
         self.training = np.empty(0, dtype=np.int64)
         self.vectors = torch.empty(0, 0)
 
-    def __deepcopy__(self, memo: dict[int, object]) -> FeatureTable:
-        return self  # the runs of a grid read the same proteins with the same encoder
-
     def fill(self, encoder: Encoder) -> Tensor:
         """Encode what is missing, and return the vectors of all proteins."""
         missing = self.index.residues[len(self.vectors) :]

@@ -23,7 +23,7 @@ from megaprot.finetune.function.function_metrics import FunctionScores, best_thr
 from megaprot.finetune.function.fusion import FUSIONS
 from megaprot.finetune.function.losses import bce, contrastive
 from megaprot.finetune.function.ontology import ASPECTS, Ontology
-from megaprot.finetune.function.sampling import BlockSampler, SamplingConfig
+from megaprot.finetune.function.sampling import BlockSampler
 from megaprot.finetune.function.source import Protein, Source
 from megaprot.finetune.function.splits import SPLITS, TEST, TRAIN, VALID, split_data
 from megaprot.finetune.function.term_graph import term_block
@@ -76,7 +76,7 @@ class Function(Task):
         self.is_training = False
         self.num_training: dict[str, int] = {}
         self.thresholds = dict.fromkeys(ASPECTS, 0.5)
-        self._sampling = SamplingConfig()
+        self.seed = 0
         self._source: Source | None = None
         self._texts: TermTexts | None = None
         self._tower: TextTower | None = None
@@ -106,15 +106,6 @@ class Function(Task):
             raise InputError(f"--function.vectors {settings.vectors} is a file: name a folder.")
         if settings.vectors:  # the model names the folder, wherever it is used from
             settings = replace(settings, vectors=str(Path(settings.vectors).absolute()))
-        self._sampling = SamplingConfig(
-            seed=config.seed,
-            num_proteins=config.train.batch_size,
-            num_terms=settings.num_terms,
-            positive_share=settings.positive_share,
-            sibling_share=settings.sibling_share,
-            frequency_power=settings.frequency_power,
-            open_world=settings.open_world,
-        )
         kept: dict[str, list[str]] = {}
         how = [config.train.precision, settings.quantize]
         if config.tuning.mode == "frozen":
@@ -126,6 +117,7 @@ class Function(Task):
             raise InputError("--sweep function.split: all runs of a grid read the same data; run them one by one.")
         self._kept = kept
         self.settings, self.tuning, self.is_training = settings, config.tuning, True
+        self.seed = config.seed
         self.text_model = Path(config.text_model)
         if self._source is not None and not is_same:  # one of several runs on the same data, with other vectors
             self._begin_vectors(self._source.data)
@@ -289,7 +281,7 @@ class Function(Task):
             quantize_frozen(encoder.model, settings.quantize)
             quantize_frozen(tower.model, settings.quantize)
         if self.is_training:
-            self._sampler = BlockSampler(self.source.data, self.source.split, self._sampling)
+            self._sampler = BlockSampler(self.source.data, self.source.split, settings, self.seed)
         return model
 
     def _part(self, encoder: Encoder, proteins: Sequence[Protein]) -> ProteinPart:

@@ -9,7 +9,6 @@ import random
 import re
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,15 +42,6 @@ def config_of(folder: Path, name: str, num_steps: int = 100_000, **sections: dic
     return small_config(
         folder / "corpus", folder / name, optim=CONSTANT, train=train | sections.pop("train", {}), **sections
     )
-
-
-@pytest.fixture
-def launched() -> Iterator[list[Launched]]:
-    """Runs a test has started, ended after it."""
-    runs: list[Launched] = []
-    yield runs
-    for run in runs:
-        run.end()
 
 
 def assert_like_an_uninterrupted_run(folder: Path, name: str, launched: list[Launched], **sections: Any) -> None:

@@ -2,7 +2,6 @@
 
 import re
 import signal
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,14 +13,6 @@ from megaprot.finetune.config import FinetuneConfig, TrainConfig
 from tests.distributed.launched import Launched
 from tests.finetune.folders import esm_folder
 from tests.finetune.tasks_data import secondary_structure
-
-
-@pytest.fixture
-def launched() -> Iterator[list[Launched]]:
-    runs: list[Launched] = []
-    yield runs
-    for run in runs:
-        run.end()
 
 
 @pytest.mark.slow

@@ -1,6 +1,5 @@
 """Pairs from embeddings: vectors against transformers, the scorer against its plain form, and a run end to end."""
 
-import copy
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -94,7 +93,6 @@ def test_each_protein_is_encoded_once(model: Path, monkeypatch: pytest.MonkeyPat
         assert len(vectors) == max(members) + 1
     assert sum(read) == 5
     assert torch.allclose(vectors, encode_proteins(encoder, proteins), atol=1e-6)
-    assert copy.deepcopy(table) is table  # the runs of a grid share it
 
 
 def test_values_that_are_not_finite_end_the_run(model: Path) -> None:
