@@ -1,15 +1,12 @@
 """Convert a checkpoint of a 650M shape to the Hugging Face format and back, beside ``cp`` of the same bytes.
 
-``python benchmarks/bench_conversion.py [--recipe esm2_650m] [--folder DIR] [--output results/conversion.json]``. Prints
-JSON: the rates in bytes of model weights a second, each as a share of ``cp``'s in the same run (files synced to disk by
-both), and the peak memory of a process that converts, above that of one which has only imported what it needs. A
-Megatron checkpoint comes with a SHA-256 of every byte, so ``cp`` followed by ``sha256sum`` is its second peer.
+``python benchmarks/bench_conversion.py [--recipe esm2_650m] [--folder DIR]``. Records the rates in bytes of model weights
+a second, each as a share of ``cp``'s in the same run (files synced to disk by both), and the peak memory of a process
+that converts, above that of one which has only imported what it needs. A Megatron checkpoint comes with a SHA-256 of
+every byte, so ``cp`` followed by ``sha256sum`` is its second peer.
 """
 
 import argparse
-import json
-import os
-import platform
 import shutil
 import statistics
 import subprocess
@@ -20,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from measure import record
 
 from megaprot.common.command_line import parse_config
-from megaprot.common.files import write_json_atomically
 from megaprot.common.vocabulary import get_vocabulary
 from megaprot.pretrain.__main__ import RECIPES
 from megaprot.pretrain.config import ModelConfig, PretrainConfig
@@ -127,7 +124,7 @@ def measure(recipe: str, folder: Path, repeats: int) -> dict[str, Any]:
     middle = {kind: statistics.median(times) for kind, times in seconds.items()}
     largest = max(info.num_bytes for info in source.tensors.infos.values())
     return {
-        "recipe": recipe,
+        "claim": f"conversion of the {recipe} shape, fp32: at least half of cp's rate",
         "bytes_of_weights": num_bytes,
         "bytes_of_largest_tensor": largest,
         "bytes_per_second": {kind: round(num_bytes / time) for kind, time in middle.items()},
@@ -136,7 +133,6 @@ def measure(recipe: str, folder: Path, repeats: int) -> dict[str, Any]:
         "seconds": {kind: [round(time, 3) for time in times] for kind, times in seconds.items()},
         "peak_bytes_above_imports": {kind: round(peak) for kind, peak in peaks.items()},
         "peak_is_within_largest_tensor_plus_1_gb": all(peak <= largest + 1e9 for peak in peaks.values()),
-        "machine": {"processors": os.cpu_count(), "platform": platform.platform(), "torch": torch.__version__},
     }
 
 
@@ -146,13 +142,10 @@ def main() -> None:
     parser.add_argument("--recipe", default="esm2_650m")
     parser.add_argument("--folder", type=Path, default=None, help="where the checkpoints lie meanwhile")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--output", type=Path, default=None)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         found = measure(options.recipe, Path(folder), options.repeats)
-    print(json.dumps(found, indent=2))
-    if options.output:
-        write_json_atomically(options.output, found)
+    record("conversion", [found], ["torch", "isal"])
 
 
 if __name__ == "__main__":
