@@ -1,8 +1,8 @@
 """Convert a checkpoint of a 650M shape to the Hugging Face format and back, beside ``cp`` of the same bytes.
 
-``python benchmarks/bench_conversion.py [--recipe esm2_650m] [--folder DIR]``. Records the rates in bytes of model weights
-a second, each as a share of ``cp``'s in the same run (files synced to disk by both), and the peak memory of a process
-that converts, above that of one which has only imported what it needs. A Megatron checkpoint comes with a SHA-256 of
+``python benchmarks/bench_conversion.py [--recipe esm2_650m] [--folder DIR]``. Records the rates in bytes of model
+weights a second, each as a share of ``cp``'s in the same run (files synced to disk by both), and the peak memory of a
+process that converts, above that of one which has only imported what it needs. A Megatron checkpoint comes with a SHA-256 of
 every byte, so ``cp`` followed by ``sha256sum`` is its second peer.
 """
 

@@ -11,12 +11,16 @@ tensor part likewise, and the index, which torch unpickles, only after a restric
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import re
 import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import torch
@@ -41,7 +45,7 @@ from megaprot.common.vocabulary import Vocabulary
 from megaprot.common.world import lost_peers
 from megaprot.pretrain.config import PretrainConfig
 from megaprot.pretrain.model.initialisation import SHARDING_METADATA
-from megaprot.pretrain.shard_writer import no_writer_processes
+from megaprot.pretrain.shard_writer import in_host_memory, no_writer_processes
 
 OPTIMIZER_METADATA = {"distrib_optim_sharding_type": "fully_reshardable"}
 STATE, WEIGHTS, CONFIG, VOCABULARY = (
@@ -182,6 +186,127 @@ def _on_every_rank(message: str) -> None:
         raise RunError(failure)
 
 
+class Save:
+    """A save in progress: begun with the tensors as they are now, finished by all ranks together; all ranks make it.
+
+    Args:
+        checkpoints: Folder of the saves.
+        chunks: This rank's model.
+        optimizer: Its optimizer.
+        state: What the run remembers; its step names the save.
+        config: Configuration of the run.
+        vocabulary: Tokens of the corpus.
+        in_background: Copy the tensors to host memory and write them in a thread, while training goes on.
+
+    Raises:
+        RunError: A rank cannot write; older saves are untouched.
+    """
+
+    def __init__(
+        self,
+        checkpoints: Path,
+        chunks: list[DistributedDataParallel],
+        optimizer: MegatronOptimizer,
+        state: TrainingState,
+        config: PretrainConfig,
+        vocabulary: Vocabulary,
+        in_background: bool = False,
+    ) -> None:
+        self.step = state.step
+        self.final = step_folder(checkpoints, state.step)
+        self._partial = self.final.with_name(f".{self.final.name}.partial")
+        self._state, self._config, self._vocabulary = copy.deepcopy(state), config, vocabulary
+        self._checksums: dict[str, Any] = {}
+        self._failure = ""
+        self._thread: Thread | None = None
+        failure = ""
+        if dist.get_rank() == 0:
+            try:
+                shutil.rmtree(self._partial, ignore_errors=True)
+                (self._partial / WEIGHTS).mkdir(parents=True)
+            except OSError as error:
+                failure = (
+                    f"{self._partial} cannot be written ({error.strerror}); free the disk or choose another run.dir."
+                )
+        _on_every_rank(failure)
+        with self._named_failures():
+            strategy = TorchDistSaveShardedStrategy("torch_dist", 1, thread_count=1)
+            tensors = _sharded_state(chunks, optimizer, False)
+            with no_writer_processes():
+                request = dist_checkpointing.save(
+                    tensors, str(self._partial / WEIGHTS), strategy, async_sharded_save=True
+                )
+            self._finalize = request.finalize_fns
+            write = in_host_memory(request, in_background)
+        if in_background:
+            self._thread = Thread(target=self._write, args=(write,), daemon=True)
+            self._thread.start()
+        else:
+            self._write(write)
+
+    def _write(self, write: Callable[[], None]) -> None:
+        """Write this rank's shard; what goes wrong is told when the save is finished."""
+        try:
+            write()
+            self._checksums = _checksums_of(self._partial, f"__{dist.get_rank()}_*")
+        except OSError as error:
+            self._failure = self._sentence("written", error.strerror)
+
+    def _sentence(self, what: str, reason: str) -> str:
+        return f"the checkpoint {self.final} could not be {what} ({reason}); free the disk and start again."
+
+    @contextmanager
+    def _named_failures(self) -> Iterator[None]:
+        """Raise RunError or LostPeersError in place of what megatron-core raises where a rank cannot write."""
+        try:
+            yield
+        except (CheckpointException, CheckpointingException, OSError, RuntimeError) as error:
+            if lost_peers(error):
+                raise
+            if isinstance(error, CheckpointException) and not error.failures:  # those of others are told to them alone
+                raise LostPeersError(
+                    f"another process could not write its part of {self.final}; see its message."
+                ) from error
+            # At once and alone: the other ranks are inside another collective of the save, and lose this one.
+            raise RunError(self._sentence("written", _last_line(error))) from error
+
+    @property
+    def is_written(self) -> bool:
+        """Whether this rank's part is on the disk, so that :meth:`finish` does not wait for it."""
+        return self._thread is None or not self._thread.is_alive()
+
+    def finish(self) -> Path:
+        """Wait for all parts, write index and manifest, give the folder its name and return it; all ranks call it.
+
+        Raises:
+            RunError: A rank could not write (a full disk, say); the unfinished folder is left under its temporary name
+                and older saves are untouched.
+        """
+        if self._thread is not None:
+            self._thread.join()
+        with self._named_failures():
+            for finalize in self._finalize:
+                finalize()
+        rank = dist.get_rank()
+        if rank == 0 and not self._failure:
+            try:
+                for name in ("common.pt", "metadata.json", ".metadata"):
+                    self._checksums |= _checksums_of(self._partial, name)
+            except OSError as error:
+                self._failure = self._sentence("written", error.strerror)
+        _on_every_rank(self._failure)
+        gathered: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(gathered, self._checksums)
+        failure = ""
+        if rank == 0:
+            try:
+                _finish(self._partial, self.final, gathered, self._state, self._config, self._vocabulary)
+            except OSError as error:
+                failure = self._sentence("finished", error.strerror)
+        _on_every_rank(failure)
+        return self.final
+
+
 def save(
     checkpoints: Path,
     chunks: list[DistributedDataParallel],
@@ -193,58 +318,18 @@ def save(
     """Save the run after ``state.step`` steps; all ranks call it. Returns the finished folder.
 
     Raises:
-        RunError: A rank could not write (a full disk, say); the unfinished folder is left under its temporary name
-            and older saves are untouched.
+        RunError: As :class:`Save` does.
     """
-    final = step_folder(checkpoints, state.step)
-    partial = final.with_name(f".{final.name}.partial")
-    rank = dist.get_rank()
-    failure = ""
-    if rank == 0:
-        try:
-            shutil.rmtree(partial, ignore_errors=True)
-            (partial / WEIGHTS).mkdir(parents=True)
-        except OSError as error:
-            failure = f"{partial} cannot be written ({error.strerror}); free the disk or choose another run.dir."
-    _on_every_rank(failure)
-    try:
-        strategy = TorchDistSaveShardedStrategy("torch_dist", 1, thread_count=1)
-        with no_writer_processes():
-            dist_checkpointing.save(_sharded_state(chunks, optimizer, False), str(partial / WEIGHTS), strategy)
-    except (CheckpointException, CheckpointingException, OSError, RuntimeError) as error:
-        if lost_peers(error):
-            raise
-        if isinstance(error, CheckpointException) and not error.failures:  # those of others are told to them alone
-            raise LostPeersError(f"another process could not write its part of {final}; see its message.") from error
-        # At once and alone: the other ranks are inside another collective of the save, and lose this one.
-        raise RunError(
-            f"the checkpoint {final} could not be written ({_last_line(error)}); free the disk and start again."
-        ) from error
-    checksums: dict[str, Any] = {}
-    try:
-        checksums = _checksums(partial, (f"__{rank}_*", "common.pt", "metadata.json", ".metadata"), rank)
-    except OSError as error:
-        failure = f"the checkpoint {final} could not be written ({error.strerror}); free the disk and start again."
-    _on_every_rank(failure)
-    gathered: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(gathered, checksums)
-    if rank == 0:
-        try:
-            _finish(partial, final, gathered, state, config, vocabulary)
-        except OSError as error:
-            failure = f"the checkpoint {final} could not be finished ({error.strerror}); free the disk and start again."
-    _on_every_rank(failure)
-    return final
+    return Save(checkpoints, chunks, optimizer, state, config, vocabulary).finish()
 
 
 def _last_line(error: BaseException) -> str:
     return str(error).strip().splitlines()[-1][:200] if str(error).strip() else type(error).__name__
 
 
-def _checksums(partial: Path, patterns: tuple[str, ...], rank: int) -> dict[str, Any]:
-    """Return size and sha256 of the files this rank wrote: its own shards, on rank 0 the common parts as well."""
-    paths = [path for pattern in patterns[: None if rank == 0 else 1] for path in (partial / WEIGHTS).glob(pattern)]
-    return sizes_and_checksums(partial, [str(path.relative_to(partial)) for path in paths])
+def _checksums_of(partial: Path, pattern: str) -> dict[str, Any]:
+    """Return size and sha256 of files of the weights folder."""
+    return sizes_and_checksums(partial, [str(path.relative_to(partial)) for path in (partial / WEIGHTS).glob(pattern)])
 
 
 def _finish(

@@ -153,6 +153,8 @@ class TrainConfig:
         eval_interval: Steps between validations; 0 validates at the end only.
         eval_rows: Validation rows used each time; 0 means all.
         save_interval: Steps between checkpoints; 0 saves at the end only.
+        background_saves: Copy what is saved to host memory and write it while training goes on; a save is finished at
+            a later step, and waited for at the end of the run.
         keep_checkpoints: Newest checkpoints kept; 0 keeps all.
         max_minutes: Wall-clock minutes after which the run saves and ends; 0 means no limit.
         spike_sigma: A loss or gradient norm this many standard deviations above its window's mean skips the step.
@@ -173,6 +175,7 @@ class TrainConfig:
     eval_interval: int = 1000
     eval_rows: int = 0
     save_interval: int = 1000
+    background_saves: bool = False
     keep_checkpoints: int = 3
     max_minutes: float = 0.0
     spike_sigma: float = 6.0

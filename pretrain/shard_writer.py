@@ -1,4 +1,4 @@
-"""Shards of a save are written by the rank itself.
+"""Shards of a save are written by the rank itself, at once or in a thread.
 
 megatron-core forks a writer for each save and keeps a manager process for its results. A signal sent to every process
 of a job, or the kernel's want of memory, kills one of them, and the save then waits for ever; a rank that is killed
@@ -8,11 +8,12 @@ leaves the manager behind. One writer a rank gains nothing by being another proc
 from __future__ import annotations
 
 import queue
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from megatron.core.dist_checkpointing.strategies import filesystem_async
+from megatron.core.dist_checkpointing.strategies.async_utils import AsyncRequest
 
 _Writer = filesystem_async.FileSystemWriterAsync
 
@@ -52,3 +53,24 @@ def no_writer_processes() -> Iterator[None]:
     finally:
         _Writer.write_preloaded_data_multiproc = staticmethod(before[0])
         filesystem_async._results_queue = before[1]
+
+
+def in_host_memory(request: AsyncRequest, as_copies: bool) -> Callable[[], None]:
+    """Bring what a rank is to write into host memory, and return what writes it.
+
+    Args:
+        request: What ``dist_checkpointing.save`` has planned inside :func:`no_writer_processes`.
+        as_copies: Copy tensors that are there already, because training goes on while they are written.
+    """
+    write = request.async_fn
+    if write is None:
+        return lambda: None
+    rank, given, results = request.async_fn_args
+    loaded = request.preload_fn()
+    if as_copies:
+        for (_, _, (_, own)), (_, _, (_, tensors)) in zip(given, loaded, strict=True):
+            tensors[:] = [
+                (item, tensor.clone() if was.is_cpu else tensor)
+                for (item, tensor), (_, was) in zip(tensors, own, strict=True)
+            ]
+    return lambda: write(rank, loaded, results)

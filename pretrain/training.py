@@ -97,6 +97,7 @@ class Training:
         self.validation = ValidationStream(blend.valid, shape, blend.weights, config.train.eval_rows, data.plan_folder)
         self.state = TrainingState(position=self.stream.start.to_dict(), data_fingerprint=blend.fingerprint)
         self.saved_step = -1
+        self._pending: checkpoint.Save | None = None
         self._resume()
 
     def _resume(self) -> None:
@@ -179,17 +180,39 @@ class Training:
         return evaluate_stream(self.chunks, self.validation, self.config, self.place)
 
     def save(self) -> None:
-        """Write a checkpoint of the present step, then drop the oldest ones; a second call at one step does nothing."""
+        """Write a checkpoint of the present step, with ``train.background_saves`` only begin to.
+
+        A second call at one step does nothing.
+        """
         if self.saved_step == self.state.step:
             return
+        self.finish_save()
         heartbeat.mark("saving", self.state.step)
         for chunk in self.chunks if self.config.parallel.overlap_communication else ():
             if self.config.parallel.distributed_optimizer:
                 chunk.start_param_sync(force_sync=True)  # else gathered only by the next forward pass
-        checkpoint.save(self.checkpoints, self.chunks, self.optimizer, self.state, self.config, self.blend.vocabulary)
-        self.saved_step = self.state.step
+        in_background = self.config.train.background_saves
+        self._pending = checkpoint.Save(
+            self.checkpoints, self.chunks, self.optimizer, self.state, self.config, self.blend.vocabulary, in_background
+        )
+        if not in_background:
+            self.finish_save()
+
+    @property
+    def has_written(self) -> bool:
+        """Whether this rank has written its part of a save that has been begun; all finish it when all have."""
+        return self._pending is not None and self._pending.is_written
+
+    def finish_save(self) -> None:
+        """Finish the save that has been begun, if there is one, then drop the oldest ones; all ranks call it."""
+        begun, self._pending = self._pending, None
+        if begun is None:
+            return
+        heartbeat.mark("saving", begun.step)
+        begun.finish()
+        self.saved_step = begun.step
         if self.place.is_main:
-            checkpoint.prune(self.checkpoints, self.config.train.keep_checkpoints, self.state.step)
+            checkpoint.prune(self.checkpoints, self.config.train.keep_checkpoints, self.saved_step)
 
 
 def _stop_after_skips(training: Training, step: int, reason: str) -> None:
@@ -197,6 +220,7 @@ def _stop_after_skips(training: Training, step: int, reason: str) -> None:
     state, train = training.state, training.config.train
     if state.skipped_in_a_row < train.max_skipped_steps:
         return
+    training.finish_save()
     kept = (
         f"checkpoint step {training.saved_step} is kept" if training.saved_step >= 0 else "there is no checkpoint yet"
     )
@@ -236,7 +260,7 @@ def _lacks_validation(training: Training, log: MetricsLog | None) -> bool:
 def _absorb(training: Training, interval: Interval, result: StepResult, skipped: str, position: StreamPosition) -> None:
     """Add one step's numbers to the interval and to what the run remembers."""
     state = training.state
-    _, _, residues, tokens, squared = result.requests
+    residues, tokens, squared = result.requests[-3:]
     state.consumed_rows += batch_rows_at(state.step, training.config.train)
     state.consumed_residues += round(residues)
     state.step += 1
@@ -275,10 +299,12 @@ def train(training: Training) -> None:
     preempted = out_of_time = False
     for step, rows, position in training.steps():
         late = config.train.max_minutes and time.monotonic() - started > 60.0 * config.train.max_minutes
-        requests = [float(stop.is_made), float(bool(late) and place.is_main), *_measures(rows, place)]
-        result, skipped = training.take_step(step, rows, requests)
+        asked = [float(stop.is_made), float(bool(late) and place.is_main), float(training.has_written)]
+        result, skipped = training.take_step(step, rows, [*asked, *_measures(rows, place)])
         _absorb(training, interval, result, skipped, position)
         preempted, out_of_time = result.requests[0] > 0, result.requests[1] > 0
+        if result.requests[2] == place.world_size:
+            interval.started += _seconds(training.finish_save)
         if skipped and log is not None:
             log.say(f"step {state.step:>7}  skipped: {skipped} ({state.skipped_steps} so far)")
         last = state.step == config.train.num_steps or preempted or out_of_time
@@ -299,6 +325,7 @@ def train(training: Training) -> None:
             interval.started += _seconds(training.save)
         if preempted or out_of_time:
             break
+    training.finish_save()
     if log is not None:
         if preempted:
             leave_marker(run_folder, state.step)

@@ -122,6 +122,29 @@ def test_a_run_killed_at_random_moments_ends_like_an_uninterrupted_one(folder: P
     assert_like_an_uninterrupted_run(folder, "random", launched)
 
 
+def test_a_rank_killed_while_saves_are_written_in_the_background_costs_the_steps_since_the_last_one(
+    folder: Path, launched: list[Launched]
+) -> None:
+    train = {"save_interval": 4, "background_saves": True}
+    config = config_of(folder, "background", train=train, parallel=TP2)
+    run = Launched(config, 2, "--max_restarts", "2")
+    launched.append(run)
+    for fault in (1, 2):
+        first = run.step()
+        run.wait_for(lambda first=first: run.step() >= first + 10, "ten steps")  # type: ignore[misc]
+        run.ranks()[fault % 2].send_signal(signal.SIGKILL)
+        run.wait_for(lambda fault=fault: f"({fault} of at most 2)" in run.output, "restart")  # type: ignore[misc]
+    run.wait_for(lambda: run.output.count("resumed from") == 2, "the last start")
+    first = run.step()
+    run.wait_for(lambda: run.step() >= first + 6, "steps of the last start")
+    run.process.send_signal(signal.SIGTERM)
+    assert run.finish(90) == 0, run.output
+    assert saved_steps(folder / "background" / "checkpoints")[0] == run.step()
+    assert "passed over" not in run.output
+    assert not list((folder / "background" / "checkpoints").glob(".*"))
+    assert_like_an_uninterrupted_run(folder, "background", launched, parallel=TP2)
+
+
 KILLER = '''
 """Kills a rank in the middle of a save: at the n-th start the victim of the n-th moment of the plan."""
 import json, os, signal
