@@ -2,8 +2,8 @@
 
 ``python benchmarks/bench_conversion.py [--recipe esm2_650m] [--folder DIR]``. Records the rates in bytes of model
 weights a second, each as a share of ``cp``'s in the same run (files synced to disk by both), and the peak memory of a
-process that converts, above that of one which has only imported what it needs. A Megatron checkpoint comes with a SHA-256 of
-every byte, so ``cp`` followed by ``sha256sum`` is its second peer.
+process that converts, above that of one which has only imported what it needs. A Megatron checkpoint comes with a
+SHA-256 of every byte, so ``cp`` followed by ``sha256sum`` is its second peer.
 """
 
 import argparse
