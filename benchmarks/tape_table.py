@@ -10,6 +10,7 @@ programs may share the tasks (``--tasks``) and one collects. Writes ``benchmarks
 """
 
 import argparse
+import contextlib
 import json
 import random
 import shlex
@@ -19,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from measure import record
+
+from megaprot.common.files import atomic_write, folder_written_whole
 
 TESTS = {
     "secondary_structure": ("cb513", "accuracy", 8),
@@ -34,18 +37,20 @@ FOLDERS = {"contact_prediction": "proteinnet"}
 def drawn_data(task: str, options: argparse.Namespace) -> Path:
     """Return a folder with a task's data, its test split cut to ``--test_examples`` proteins drawn from all."""
     name = FOLDERS.get(task, task)
-    given, folder = Path(options.data) / name, options.output / "data" / name
+    given, folder = Path(options.data) / name, options.output / f"data_{options.test_examples or 'all'}" / name
+    test = given / f"{name}_{TESTS[task][0]}.json"
+    if not test.is_file():
+        raise SystemExit(f"{test} does not exist; give --data TAPE's folder with raw JSON.")
     folder.mkdir(parents=True, exist_ok=True)
     for file in given.glob("*.json"):
-        target = folder / file.name
-        if target.exists():
-            continue
-        if file.stem != f"{name}_{TESTS[task][0]}" or not options.test_examples:
-            target.symlink_to(file.resolve())
-            continue
-        records = json.loads(file.read_text(encoding="utf-8"))
-        number = min(len(records), options.test_examples)
-        target.write_text(json.dumps(random.Random(0).sample(records, number)), encoding="utf-8")
+        if file == test and options.test_examples:
+            records = json.loads(file.read_text(encoding="utf-8"))
+            number = min(len(records), options.test_examples)
+            with atomic_write(folder / file.name) as stream:
+                stream.write(json.dumps(random.Random(0).sample(records, number)).encode())
+        elif not (folder / file.name).exists():
+            with contextlib.suppress(FileExistsError):  # made by another program meanwhile
+                (folder / file.name).symlink_to(file.resolve())
     return folder
 
 
@@ -56,10 +61,11 @@ def random_encoder(encoder: Path, folder: Path) -> Path:
 
     from megaprot.finetune.hugging_face import copy_tokenizer
 
-    if not (folder / "config.json").is_file():
+    if not folder.is_dir():
         torch.manual_seed(0)
-        AutoModelForMaskedLM.from_config(AutoConfig.from_pretrained(encoder)).save_pretrained(folder)
-        copy_tokenizer(encoder, folder)
+        with folder_written_whole(folder) as partial:
+            AutoModelForMaskedLM.from_config(AutoConfig.from_pretrained(encoder)).save_pretrained(partial)
+            copy_tokenizer(encoder, partial)
     return folder
 
 

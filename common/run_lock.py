@@ -15,8 +15,8 @@ from typing import TextIO
 from megaprot.common.errors import RunError
 
 LOCK = ".lock"
-# A process that was killed takes a moment to go; a network file system keeps the lock of a lost node for about 90 s.
-_PATIENCE_SECONDS, _PATIENCE_WITH_HOSTS = 15.0, 120.0
+# A killed process may hang in its last write for a while; a file server keeps the lock of a lost node for about 90 s.
+_PATIENCE_SECONDS = 120.0
 _TAKEN = (errno.EACCES, errno.EAGAIN)
 _UNKNOWN = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
@@ -42,7 +42,6 @@ def held(folder: Path) -> Iterator[None]:
 
 def _take(stream: TextIO, folder: Path) -> None:
     """Lock the file and write into it who holds it."""
-    host = socket.gethostname()
     started = time.monotonic()
     is_waiting = False
     while True:
@@ -57,11 +56,10 @@ def _take(stream: TextIO, folder: Path) -> None:
                 raise
         stream.seek(0)
         holder = stream.read().strip()
-        patience = _PATIENCE_SECONDS if holder.startswith(f"{host} ") else _PATIENCE_WITH_HOSTS
-        if time.monotonic() - started > patience:
+        if time.monotonic() - started > _PATIENCE_SECONDS:
             raise RunError(
-                f"{folder} is held by another run ({holder or 'unknown'}); stop that one or name another folder, or if "
-                f"there is none remove {folder / LOCK}."
+                f"{folder} is held by another run or an earlier start ({holder or 'unknown'}); stop that one or name "
+                f"another folder, or if there is none remove {folder / LOCK}."
             )
         if not is_waiting:
             print(f"{folder} is held by another run ({holder or 'unknown'}); waiting for its end", flush=True)
@@ -69,5 +67,5 @@ def _take(stream: TextIO, folder: Path) -> None:
         time.sleep(1.0)
     job = os.environ.get("SLURM_JOB_ID")
     stream.truncate(0)
-    stream.write(f"{host} process {os.getpid()}" + (f" of job {job}\n" if job else "\n"))
+    stream.write(f"{socket.gethostname()} process {os.getpid()}" + (f" of job {job}\n" if job else "\n"))
     stream.flush()

@@ -28,6 +28,7 @@ import torch.distributed as dist
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.core import CheckpointingException
 from megatron.core.dist_checkpointing.mapping import ShardedObject
+from megatron.core.dist_checkpointing.strategies.async_utils import AsyncRequest
 from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShardedStrategy
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import MegatronOptimizer
@@ -217,10 +218,10 @@ class Save:
         self._partial = self.final.with_name(f".{self.final.name}.partial")
         self._state, self._config, self._vocabulary = copy.deepcopy(state), config, vocabulary
         self._checksums: dict[str, Any] = {}
-        self._failure = ""
+        self._rank, self._failure = dist.get_rank(), ""
         self._thread: Thread | None = None
         failure = ""
-        if dist.get_rank() == 0:
+        if self._rank == 0:
             try:
                 shutil.rmtree(self._partial, ignore_errors=True)
                 (self._partial / WEIGHTS).mkdir(parents=True)
@@ -237,7 +238,7 @@ class Save:
                     tensors, str(self._partial / WEIGHTS), strategy, async_sharded_save=True
                 )
             self._finalize = request.finalize_fns
-            write = in_host_memory(request, in_background)
+            write = self._in_host_memory(request, in_background)
         if in_background:
             self._thread = Thread(target=self._write, args=(write,), daemon=True)
             self._thread.start()
@@ -248,9 +249,18 @@ class Save:
         """Write this rank's shard; what goes wrong is told when the save is finished."""
         try:
             write()
-            self._checksums = _checksums_of(self._partial, f"__{dist.get_rank()}_*")
-        except OSError as error:
-            self._failure = self._sentence("written", error.strerror)
+            self._checksums = _checksums_of(self._partial, f"__{self._rank}_*")
+        except Exception as error:  # whatever it was: without its shard in the manifest no save is whole
+            self._failure = self._sentence("written", _last_line(error))
+
+    def _in_host_memory(self, request: AsyncRequest, in_background: bool) -> Callable[[], None]:
+        try:
+            return in_host_memory(request, in_background)
+        except (RuntimeError, MemoryError) as error:
+            raise RunError(
+                f"the host has no memory for the checkpoint {self.final} ({_last_line(error)}); give the job more, or "
+                "set train.background_saves to false, which takes less."
+            ) from error
 
     def _sentence(self, what: str, reason: str) -> str:
         return f"the checkpoint {self.final} could not be {what} ({reason}); free the disk and start again."
@@ -287,8 +297,7 @@ class Save:
         with self._named_failures():
             for finalize in self._finalize:
                 finalize()
-        rank = dist.get_rank()
-        if rank == 0 and not self._failure:
+        if self._rank == 0 and not self._failure:
             try:
                 for name in ("common.pt", "metadata.json", ".metadata"):
                     self._checksums |= _checksums_of(self._partial, name)
@@ -298,7 +307,7 @@ class Save:
         gathered: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(gathered, self._checksums)
         failure = ""
-        if rank == 0:
+        if self._rank == 0:
             try:
                 _finish(self._partial, self.final, gathered, self._state, self._config, self._vocabulary)
             except OSError as error:

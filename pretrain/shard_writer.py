@@ -33,7 +33,9 @@ def _write(transform_list: Any, use_msc: bool, rank: int, write_buckets: list[An
     written: dict[int, Any] = {}
     for number, bucket in enumerate(write_buckets):
         said: queue.Queue[Any] = queue.Queue()
-        _Writer.write_preloaded_data(transform_list, number, bucket, said, _Nobody(), use_fsync=True, use_msc=use_msc)
+        # Without its decorator, which switches garbage collection off: this process goes on training.
+        write = _Writer.write_preloaded_data.__wrapped__
+        write(transform_list, number, bucket, said, _Nobody(), use_fsync=True, use_msc=use_msc)
         outcome = said.get_nowait()[1]
         if isinstance(outcome, Exception):
             results.put(outcome)
@@ -67,10 +69,11 @@ def in_host_memory(request: AsyncRequest, as_copies: bool) -> Callable[[], None]
         return lambda: None
     rank, given, results = request.async_fn_args
     loaded = request.preload_fn()
-    if as_copies:
-        for (_, _, (_, own)), (_, _, (_, tensors)) in zip(given, loaded, strict=True):
+    for (_, _, (_, own)), (_, _, (_, tensors)) in zip(given, loaded, strict=True):
+        if as_copies:
             tensors[:] = [
                 (item, tensor.clone() if was.is_cpu else tensor)
                 for (item, tensor), (_, was) in zip(tensors, own, strict=True)
             ]
+        own[:] = tensors  # the request lives until the save is finished, and would keep what it was given
     return lambda: write(rank, loaded, results)

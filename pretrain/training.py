@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch.distributed as dist
@@ -179,19 +180,19 @@ class Training:
         heartbeat.mark("validating", self.state.step)
         return evaluate_stream(self.chunks, self.validation, self.config, self.place)
 
-    def save(self) -> None:
-        """Write a checkpoint of the present step, with ``train.background_saves`` only begin to.
+    def save(self, is_last: bool = False) -> None:
+        """Write a checkpoint of the present step; with ``train.background_saves`` only begin to, unless it is the last.
 
-        A second call at one step does nothing.
+        Finishes the one before. A second call at one step does nothing more.
         """
+        self.finish_save()
         if self.saved_step == self.state.step:
             return
-        self.finish_save()
         heartbeat.mark("saving", self.state.step)
         for chunk in self.chunks if self.config.parallel.overlap_communication else ():
             if self.config.parallel.distributed_optimizer:
                 chunk.start_param_sync(force_sync=True)  # else gathered only by the next forward pass
-        in_background = self.config.train.background_saves
+        in_background = self.config.train.background_saves and not is_last
         self._pending = checkpoint.Save(
             self.checkpoints, self.chunks, self.optimizer, self.state, self.config, self.blend.vocabulary, in_background
         )
@@ -208,7 +209,7 @@ class Training:
         begun, self._pending = self._pending, None
         if begun is None:
             return
-        heartbeat.mark("saving", begun.step)
+        heartbeat.mark("saving", self.state.step)
         begun.finish()
         self.saved_step = begun.step
         if self.place.is_main:
@@ -322,10 +323,9 @@ def train(training: Training) -> None:
         if not (preempted or out_of_time) and _due(state.step, config.train.eval_interval, config.train.num_steps):
             interval.started += _seconds(lambda: _validate_and_log(training, log))
         if _due(state.step, config.train.save_interval, config.train.num_steps) or last:
-            interval.started += _seconds(training.save)
+            interval.started += _seconds(partial(training.save, last))
         if preempted or out_of_time:
             break
-    training.finish_save()
     if log is not None:
         if preempted:
             leave_marker(run_folder, state.step)

@@ -89,7 +89,7 @@ def test_nothing_unpickles(file: Path) -> None:
         assert "pickle.load" not in source, "only its own restricted class may read"
         imported -= {"pickle"}
     if file == PICKLER:
-        assert "Unpickler" not in source and "load" not in re.findall(r"pickle\.(\w+)", source), "it only writes"
+        assert "Unpickler" not in source and not re.search(r"pickle\.load", source), "it only writes"
         imported -= {"pickle"}
     assert not imported & {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve"}
     for call in (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)):

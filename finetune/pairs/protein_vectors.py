@@ -122,6 +122,12 @@ class FeatureTable:
         self.training = np.empty(0, dtype=np.int64)
         self.vectors = torch.empty(0, 0)
 
+    def emptied(self, longest: int) -> FeatureTable:
+        """Return a table of the same proteins without their vectors, which are to be made with another ``longest``."""
+        table = FeatureTable()
+        table.index, table.training, table.longest = self.index, self.training, longest
+        return table
+
     def fill(self, encoder: Encoder) -> Tensor:
         """Encode what is missing, and return the vectors of all proteins."""
         missing = self.index.residues[len(self.vectors) :]

@@ -113,6 +113,7 @@ class Function(Task):
         if settings.text_tuning == "frozen":
             kept["terms"] = [fingerprint(Path(config.text_model)), *how]
         is_same = kept == self._kept and settings.template == self.settings.template
+        is_same = is_same and Path(config.text_model) == self.text_model
         if self._source is not None and self._source.split_config != settings.split:
             raise InputError("--sweep function.split: all runs of a grid read the same data; run them one by one.")
         self._kept = kept

@@ -77,6 +77,7 @@ class PpiEmbedding(PairTask):
     def __init__(self, labels: Any) -> None:
         super().__init__(labels)
         self.table = FeatureTable()
+        self._how: tuple[str, str, int] | None = None
 
     def configure(self, config: FinetuneConfig) -> None:
         """Raise InputError for what an encoder that only reads cannot do."""
@@ -86,7 +87,9 @@ class PpiEmbedding(PairTask):
                              "its encoder cannot learn; give --tuning.mode frozen, or --task ppi.")  # fmt: skip
         if config.engine.zero_stage == 3:
             raise InputError("--engine.zero_stage 3: the task ppi_embedding needs no sharded weights; give 0.")
-        self.table.longest = config.ppi.max_length
+        how = (config.model, config.train.precision, config.ppi.max_length)
+        if how != self._how:  # one of several runs on the same proteins, with other vectors
+            self.table, self._how = self.table.emptied(config.ppi.max_length), how
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Take what :meth:`state` gave."""

@@ -38,8 +38,8 @@ def test_a_folder_is_held_until_its_process_dies_even_if_children_live_on(
         with pytest.raises(RunError) as refused, held(folder):
             pass
         assert str(refused.value) == (
-            f"{folder} is held by another run ({socket.gethostname()} process {holder.pid}); stop that one or name "
-            f"another folder, or if there is none remove {folder / LOCK}."
+            f"{folder} is held by another run or an earlier start ({socket.gethostname()} process {holder.pid}); stop "
+            f"that one or name another folder, or if there is none remove {folder / LOCK}."
         )
         holder.kill()
         holder.wait()
@@ -68,10 +68,10 @@ def test_the_lock_of_another_host_is_waited_for(
         assert (tmp_path / LOCK).read_text() == f"{socket.gethostname()} process {os.getpid()} of job 4\n"
     expected = f"{tmp_path} is held by another run (node7 process 12 of job 3); waiting for its end\n"
     assert capsys.readouterr().out == expected
-    monkeypatch.setattr(run_lock, "_PATIENCE_WITH_HOSTS", -1.0)
+    monkeypatch.setattr(run_lock, "_PATIENCE_SECONDS", -1.0)
     (tmp_path / LOCK).write_text("node7 process 12\n")
     answers.append(BlockingIOError(11, "taken"))
-    with pytest.raises(RunError, match=r"held by another run \(node7 process 12\); stop that one"), held(tmp_path):
+    with pytest.raises(RunError, match=r"earlier start \(node7 process 12\); stop that one"), held(tmp_path):
         pass
 
 

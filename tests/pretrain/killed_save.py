@@ -52,10 +52,10 @@ def go_on(config: PretrainConfig, kill_at: int, said: Connection) -> None:
         training = begin(config, place)
         save = Training.save
 
-        def watched_save() -> None:
+        def watched_save(is_last: bool = False) -> None:
             if training.state.step == config.train.num_steps and training.saved_step != training.state.step:
                 watch_calls(kill_at, said)
-            save(training)
+            save(training, is_last)
             said.send("saved")
 
         training.save = watched_save  # type: ignore[method-assign]

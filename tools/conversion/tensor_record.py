@@ -41,7 +41,7 @@ class _Pickler(pickle.Pickler):
 
 
 def _header(name: bytes, content: bytes | memoryview, checksum: int, offset: int) -> bytes:
-    """Return what stands before an entry: for the elements with padding, so that they begin aligned."""
+    """Return what stands before an entry, padded so that its content begins aligned."""
     sizes = struct.pack("<2H2Q", 1, 16, len(content), len(content))
     padding = -(offset + 30 + len(name) + len(sizes) + 4) % _ALIGNMENT
     extra = sizes + struct.pack("<2H", 0x4246, padding) + bytes(padding)  # "FB", as torch marks it

@@ -25,7 +25,7 @@ Key = TypeVar("Key")
 _SMALL = 1 << 20  # bytes; below it the allocator keeps memory itself
 _LARGE = 1 << 27  # bytes; above it only the largest models have tensors
 WRITE_BYTES = 1 << 20  # in one call: for longer ones Linux seeks pages in long runs, and finds those it has never used
-_NUM_BLOCKS = 8  # a tensor being read, one that waits, one written, query, key or value to be joined, some in checksums
+_MOST_SPARE = 1 << 28  # bytes kept that nothing uses just now
 
 
 @dataclass(frozen=True)
@@ -78,8 +78,12 @@ class _Blocks:
             fitting = [block for block in free if block.nbytes >= num_bytes]
             block = min(fitting, key=len) if fitting else np.empty(num_bytes, dtype=np.uint8)
             view = block[:num_bytes]
-            kept = [(other, weakref.ref(other[:0])) for other in free if other is not block]
-            self._held = [(block, weakref.ref(view)), *busy, *kept][:_NUM_BLOCKS]
+            self._held = [(block, weakref.ref(view)), *busy]
+            spare = 0
+            for other in free:
+                spare += other.nbytes if other is not block else 0
+                if other is not block and spare <= _MOST_SPARE:
+                    self._held.append((other, weakref.ref(other[:0])))
             return view
 
 
