@@ -302,7 +302,7 @@ class Save:
                 for name in ("common.pt", "metadata.json", ".metadata"):
                     self._checksums |= _checksums_of(self._partial, name)
             except OSError as error:
-                self._failure = self._sentence("written", error.strerror)
+                self._failure = self._sentence("written", _last_line(error))
         _on_every_rank(self._failure)
         gathered: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(gathered, self._checksums)
@@ -311,7 +311,7 @@ class Save:
             try:
                 _finish(self._partial, self.final, gathered, self._state, self._config, self._vocabulary)
             except OSError as error:
-                failure = self._sentence("finished", error.strerror)
+                failure = self._sentence("finished", _last_line(error))
         _on_every_rank(failure)
         return self.final
 
