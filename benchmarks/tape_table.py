@@ -27,7 +27,7 @@ TESTS = {
     "secondary_structure": ("cb513", "accuracy", 8),
     "contact_prediction": ("test", "precision_at_l5_min_sep_6", 4),
     "remote_homology": ("test_fold_holdout", "top1_accuracy", 16),
-    "fluorescence": ("test", "spearman", 16),
+    "fluorescence": ("test", "spearman", 8),
     "stability": ("test", "spearman", 32),
 }
 """{task: (split, metric, proteins a step)}."""
