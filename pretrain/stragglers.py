@@ -69,17 +69,25 @@ class Stragglers:
         dist.all_gather_object(hosts, socket.gethostname())
         self.hosts = hosts
 
-    def look(self, interval_seconds: float) -> list[str]:
-        """Compare all ranks over the interval that ends; return a line for each one that was slow twice in a row."""
-        if self.place.world_size == 1:
+    def look(self, interval_seconds: float, is_saving: bool = False) -> list[str]:
+        """Compare all ranks over the interval that ends; return a line for each one that was slow twice in a row.
+
+        While a save is written in the background nobody is judged: the thread takes cores and the disk from the ranks
+        that write, however healthy they are. The next look is then the next in a row.
+
+        Args:
+            interval_seconds: Length of the interval.
+            is_saving: Whether a save is being written, as all ranks know alike.
+        """
+        waited, self.seconds_waited = self.seconds_waited, 0.0
+        if self.place.world_size == 1 or is_saving:
             return []
-        mine = torch.tensor([probe_seconds(self.place.device), self.seconds_waited], device=self.place.device)
+        mine = torch.tensor([probe_seconds(self.place.device), waited], device=self.place.device)
         everyone = [torch.empty_like(mine) for _ in range(self.place.world_size)]
         dist.all_gather(everyone, mine)
         probes, waits = (list(values) for values in torch.stack(everyone).T.tolist())
         slow = slow_ranks(probes, waits, interval_seconds, self.place.device.type == "cpu")
         self.times_slow = {rank: self.times_slow.get(rank, 0) + 1 for rank in slow}
-        self.seconds_waited = 0.0
         return [
             f"straggler: rank {rank} on {self.hosts[rank]} {why}"
             for rank, why in slow.items()

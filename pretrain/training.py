@@ -140,7 +140,8 @@ class Training:
             self.place.data_size,
             self.config.data.num_workers,
         ):
-            self.stragglers.seconds_waited += time.perf_counter() - asked
+            if not self.is_saving:  # its thread reads and writes beside the loaders
+                self.stragglers.seconds_waited += time.perf_counter() - asked
             heartbeat.mark("training")
             yield loaded.step, loaded.rows, loaded.position_after
             asked = time.perf_counter()
@@ -198,6 +199,11 @@ class Training:
         )
         if not in_background:
             self.finish_save()
+
+    @property
+    def is_saving(self) -> bool:
+        """Whether a save has been begun and not finished, the same on every rank."""
+        return self._pending is not None
 
     @property
     def has_written(self) -> bool:
@@ -311,7 +317,7 @@ def train(training: Training) -> None:
         last = state.step == config.train.num_steps or preempted or out_of_time
         if state.step % config.train.log_interval == 0 or last:
             row = interval_row(config, training.blend.vocabulary.size, state, result, interval, place)
-            slow = training.stragglers.look(time.perf_counter() - interval.started)
+            slow = training.stragglers.look(time.perf_counter() - interval.started, training.is_saving)
             if log is not None:
                 log.write(row)
                 for line in (progress_line(row), *slow):

@@ -1,5 +1,7 @@
 """Slow ranks are told from healthy ones, and named once, when they were slow twice in a row."""
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 
@@ -7,6 +9,7 @@ from megaprot.pretrain import stragglers
 from megaprot.pretrain.parallel import Place
 from megaprot.pretrain.stragglers import Stragglers, probe_seconds, slow_ranks
 
+NAMED = "straggler: rank 1 on there computes 9.0 times slower than the median"
 EVEN = [0.010, 0.011, 0.010, 0.012]
 
 
@@ -29,8 +32,8 @@ def test_the_probe_takes_a_time() -> None:
     assert 0 < probe_seconds(torch.device("cpu")) < 10
 
 
-def test_a_straggler_is_named_with_its_host_at_the_second_slow_interval(monkeypatch: pytest.MonkeyPatch) -> None:
-    measured = iter([[9.0, 1.0], [9.0, 1.0], [9.0, 1.0], [1.0, 1.0], [9.0, 1.0]])
+def watch_of_three(monkeypatch: pytest.MonkeyPatch, measured: Iterator[list[float]]) -> Stragglers:
+    """Return the watch of three ranks; of each pair measured rank 1 has the first number, the others the second."""
 
     def gather_hosts(found: list[str], mine: str) -> None:
         found[:] = ["here", "there", "elsewhere"]
@@ -42,6 +45,20 @@ def test_a_straggler_is_named_with_its_host_at_the_second_slow_interval(monkeypa
 
     monkeypatch.setattr(stragglers.dist, "all_gather_object", gather_hosts)
     monkeypatch.setattr(stragglers.dist, "all_gather", gather)
-    watch = Stragglers(Place(0, 3, 0, 3, 0, 0, 1, torch.device("cpu")))
+    return Stragglers(Place(0, 3, 0, 3, 0, 0, 1, torch.device("cpu")))
+
+
+def test_a_straggler_is_named_with_its_host_at_the_second_slow_interval(monkeypatch: pytest.MonkeyPatch) -> None:
+    watch = watch_of_three(monkeypatch, iter([[9.0, 1.0], [9.0, 1.0], [9.0, 1.0], [1.0, 1.0], [9.0, 1.0]]))
     said = [watch.look(10.0) for _ in range(5)]
-    assert said == [[], ["straggler: rank 1 on there computes 9.0 times slower than the median"], [], [], []]
+    assert said == [[], [NAMED], [], [], []]
+
+
+def test_nobody_is_judged_while_a_save_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    watch = watch_of_three(monkeypatch, iter([[9.0, 1.0], [9.0, 1.0]]))
+    assert [watch.look(10.0, is_saving=True) for _ in range(3)] == [[], [], []]
+    assert watch.look(10.0) == []
+    watch.seconds_waited = 9.0
+    assert watch.look(10.0, is_saving=True) == []
+    assert watch.seconds_waited == 0.0, "a wait is of its own interval"
+    assert watch.look(10.0) == [NAMED]
