@@ -316,22 +316,6 @@ class Save:
         return self.final
 
 
-def save(
-    checkpoints: Path,
-    chunks: list[DistributedDataParallel],
-    optimizer: MegatronOptimizer,
-    state: TrainingState,
-    config: PretrainConfig,
-    vocabulary: Vocabulary,
-) -> Path:
-    """Save the run after ``state.step`` steps; all ranks call it. Returns the finished folder.
-
-    Raises:
-        RunError: As :class:`Save` does.
-    """
-    return Save(checkpoints, chunks, optimizer, state, config, vocabulary).finish()
-
-
 def _last_line(error: BaseException) -> str:
     return str(error).strip().splitlines()[-1][:200] if str(error).strip() else type(error).__name__
 

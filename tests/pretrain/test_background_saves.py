@@ -49,12 +49,10 @@ def test_what_is_saved_is_what_there_was_when_the_save_began(
         step, rows, _ = next(steps)
         training.take_step(step, rows, [0.0])
     training.state.recent_losses = []
-    expected = saved_tensors(
-        checkpoint.save(
-            *(tmp_path, training.chunks, training.optimizer, training.state, training.config),
-            training.blend.vocabulary,
-        )
+    at_once = checkpoint.Save(
+        *(tmp_path, training.chunks, training.optimizer, training.state, training.config), training.blend.vocabulary
     )
+    expected = saved_tensors(at_once.finish())
     gate = Event()
     delay_writes(monkeypatch, gate.wait)
     training.state.step = 3
@@ -62,7 +60,9 @@ def test_what_is_saved_is_what_there_was_when_the_save_began(
     assert not training.has_written
     assert checkpoint.saved_steps(training.checkpoints) == []
     training.state.step, training.state.recent_losses = 4, [1.0]
+    waited = training.stragglers.seconds_waited
     step, rows, _ = next(steps)
+    assert training.stragglers.seconds_waited == waited > 0, "a wait beside the writing thread makes a straggler"
     training.take_step(step, rows, [0.0])  # changes weights and moments
     gate.set()
     training.finish_save()

@@ -36,7 +36,7 @@ def save_under(config: PretrainConfig, place: parallel.Place, weights: dict[str,
     for chunk in chunks:
         load_global(chunk.module, weights)
     optimizer.reload_model_params()
-    return checkpoint.save(folder, chunks, optimizer, TrainingState(), config, vocabulary)
+    return checkpoint.Save(folder, chunks, optimizer, TrainingState(), config, vocabulary).finish()
 
 
 def logits_under(config: PretrainConfig, place: parallel.Place, task: dict[str, Any]) -> Tensor | None:
