@@ -30,7 +30,7 @@ from megaprot.tools.conversion.names import our_shapes
 from megaprot.tools.conversion.safetensors_files import write_file
 from megaprot.tools.conversion.source_model import CARRIED, SourceModel
 from megaprot.tools.conversion.tensor_record import record_of
-from megaprot.tools.conversion.tensor_source import WRITE_BYTES, TensorInfo, made_ahead
+from megaprot.tools.conversion.tensor_source import TensorInfo, made_ahead, write_all
 
 _PRECISIONS: dict[torch.dtype, Literal["fp32", "bf16", "fp16"]] = {
     torch.float32: "fp32",
@@ -62,9 +62,7 @@ class _ChecksummedFile:
         self._pending.append((len(part), self._pool.submit(self._digest.update, part)))
         self.num_bytes += len(part)
         self._num_held += len(part)
-        rest = memoryview(part)
-        while rest:
-            rest = rest[self._stream.write(rest[:WRITE_BYTES]) :]
+        write_all(self._stream, part)
         self._wait(_MOST_HELD)
 
     def _wait(self, num_held: int) -> None:

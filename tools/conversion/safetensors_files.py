@@ -16,7 +16,7 @@ from torch import Tensor
 
 from megaprot.common.errors import InputError
 from megaprot.common.files import write_json_atomically
-from megaprot.tools.conversion.tensor_source import WRITE_BYTES, TensorInfo, bytes_of, fill, new_tensor
+from megaprot.tools.conversion.tensor_source import TensorInfo, bytes_of, fill, new_tensor, write_all
 
 DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
@@ -126,9 +126,7 @@ def write_file(
 def _write_tensor(stream: BinaryIO, found: str, tensor: Tensor, name: str, info: TensorInfo) -> None:
     assert (found, tensor.dtype, tensor.nbytes) == (name, info.dtype, info.num_bytes), f"{found} for {name}"
     for part in (tensor,) if tensor.is_contiguous() else tensor:  # without a copy of the whole
-        elements = bytes_of(part.contiguous())
-        for start in range(0, len(elements), WRITE_BYTES):
-            stream.write(elements[start : start + WRITE_BYTES])
+        write_all(stream, bytes_of(part.contiguous()))
 
 
 def _shards(infos: Mapping[str, TensorInfo], shard_bytes: int) -> list[dict[str, TensorInfo]]:

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
-from typing import Protocol, TypeVar
+from typing import BinaryIO, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from megaprot.common.errors import InputError
 Key = TypeVar("Key")
 _SMALL = 1 << 20  # bytes; below it the allocator keeps memory itself
 _LARGE = 1 << 27  # bytes; above it only the largest models have tensors
-WRITE_BYTES = 1 << 20  # in one call: for longer ones Linux seeks pages in long runs, and finds those it has never used
+_WRITE_BYTES = 1 << 20  # in one call: for longer ones Linux seeks pages in long runs, and finds those it has never used
 _MOST_SPARE = 1 << 28  # bytes kept that nothing uses just now
 
 
@@ -81,8 +81,8 @@ class _Blocks:
             self._held = [(block, weakref.ref(view)), *busy]
             spare = 0
             for other in free:
-                spare += other.nbytes if other is not block else 0
-                if other is not block and spare <= _MOST_SPARE:
+                if other is not block and spare + other.nbytes <= _MOST_SPARE:
+                    spare += other.nbytes
                     self._held.append((other, weakref.ref(other[:0])))
             return view
 
@@ -157,6 +157,13 @@ def fill(tensor: torch.Tensor, stream: io.RawIOBase) -> bool:
             return False
         target = target[num_read:]
     return True
+
+
+def write_all(stream: io.FileIO | BinaryIO, elements: bytes | memoryview) -> None:
+    """Write all bytes to a stream, buffered or not, ``_WRITE_BYTES`` at a time."""
+    rest = memoryview(elements)
+    while rest:
+        rest = rest[stream.write(rest[:_WRITE_BYTES]) :]
 
 
 def bytes_of(tensor: torch.Tensor) -> memoryview:
