@@ -55,14 +55,13 @@ def _take(stream: TextIO, folder: Path) -> None:
             if error.errno not in _TAKEN:
                 raise
         stream.seek(0)
-        holder = stream.read().strip()
+        found = f"{folder} is held by another run or an earlier start ({stream.read().strip() or 'unknown'})"
         if time.monotonic() - started > _PATIENCE_SECONDS:
             raise RunError(
-                f"{folder} is held by another run or an earlier start ({holder or 'unknown'}); stop that one or name "
-                f"another folder, or if there is none remove {folder / LOCK}."
+                f"{found}; stop that one or name another folder, or if there is none remove {folder / LOCK}."
             )
         if not is_waiting:
-            print(f"{folder} is held by another run ({holder or 'unknown'}); waiting for its end", flush=True)
+            print(f"{found}; waiting for its end", flush=True)
         is_waiting = True
         time.sleep(1.0)
     job = os.environ.get("SLURM_JOB_ID")

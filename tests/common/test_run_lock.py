@@ -66,8 +66,8 @@ def test_the_lock_of_another_host_is_waited_for(
     monkeypatch.setenv("SLURM_JOB_ID", "4")
     with held(tmp_path):
         assert (tmp_path / LOCK).read_text() == f"{socket.gethostname()} process {os.getpid()} of job 4\n"
-    expected = f"{tmp_path} is held by another run (node7 process 12 of job 3); waiting for its end\n"
-    assert capsys.readouterr().out == expected
+    expected = f"{tmp_path} is held by another run or an earlier start (node7 process 12 of job 3)"
+    assert capsys.readouterr().out == f"{expected}; waiting for its end\n"
     monkeypatch.setattr(run_lock, "_PATIENCE_SECONDS", -1.0)
     (tmp_path / LOCK).write_text("node7 process 12\n")
     answers.append(BlockingIOError(11, "taken"))
