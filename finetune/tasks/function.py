@@ -112,14 +112,14 @@ class Function(Task):
             kept["proteins"] = [fingerprint(Path(config.model)), *how]
         if settings.text_tuning == "frozen":
             kept["terms"] = [fingerprint(Path(config.text_model)), *how]
-        is_same = kept == self._kept and settings.template == self.settings.template
-        is_same = is_same and Path(config.text_model) == self.text_model
+        text_model = Path(config.text_model)
+        is_same = (kept, settings.template, text_model) == (self._kept, self.settings.template, self.text_model)
         if self._source is not None and self._source.split_config != settings.split:
             raise InputError("--sweep function.split: all runs of a grid read the same data; run them one by one.")
         self._kept = kept
         self.settings, self.tuning, self.is_training = settings, config.tuning, True
         self.seed = config.seed
-        self.text_model = Path(config.text_model)
+        self.text_model = text_model
         if self._source is not None and not is_same:  # one of several runs on the same data, with other vectors
             self._begin_vectors(self._source.data)
 
