@@ -12,10 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from measure import rate, record
+from measure import SHAPES, rate, record
 
 ROW_TOKENS = 4096
-SHAPES = {"8m": (6, 320), "35m": (12, 480)}
 ROW_BYTES = 1 + 8 + 8 + 8  # of a token: residue id read; token ids, positions, labels written
 
 
@@ -59,7 +58,8 @@ def main() -> None:
     options.add_argument("--seconds", type=float, default=2.0)
     given = options.parse_args()
     results = []
-    for name, (num_layers, hidden) in SHAPES.items():
+    for name in ("8m", "35m"):
+        num_layers, hidden = SHAPES[name]
         for dtype in (torch.bfloat16, torch.float32):
             once, operations = layer(hidden, dtype)
             layers = rate(once, given.seconds)

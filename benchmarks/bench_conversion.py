@@ -34,14 +34,13 @@ from megaprot.common.quiet import quiet
 quiet("megatron"), quiet("torch.distributed")
 from megaprot.tools.conversion.conversion import convert
 from megaprot.tools.convert import ConvertConfig
-def peak():  # of this program alone: what getrusage says includes the parent's before it became this program
-    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))
-before = peak()
+from measure import peak_bytes
+before = peak_bytes()
 print("ready", flush=True)
 sys.stdin.readline()
 started = time.perf_counter()
 convert(ConvertConfig(*sys.argv[1:]))
-print(time.perf_counter() - started, before, peak())
+print(time.perf_counter() - started, before, peak_bytes())
 """
 
 
@@ -55,8 +54,9 @@ def random_model(model: ModelConfig) -> SourceModel:
 
 def converted(given: Path, made: Path, to: str) -> tuple[float, float]:
     """Seconds of a conversion in a process of its own, imports aside, and its peak memory above them in bytes."""
-    command = [sys.executable, "-c", _CONVERT, str(given), str(made), to]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    command = [sys.executable, "-c", _CONVERT, str(given.absolute()), str(made.absolute()), to]
+    pipe, here = subprocess.PIPE, Path(__file__).parent  # where it finds measure.py
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, cwd=here) as process:
         assert process.stdin is not None and process.stdout is not None
         process.stdout.readline()  # it has imported what it needs
         warm(made.parent, sum(path.stat().st_size for path in given.rglob("*") if path.is_file()))
@@ -64,7 +64,7 @@ def converted(given: Path, made: Path, to: str) -> tuple[float, float]:
     if process.returncode:
         raise subprocess.CalledProcessError(process.returncode, command)
     seconds, before, peak = map(float, printed.splitlines()[-1].split())
-    return seconds, (peak - before) * 1024
+    return seconds, peak - before
 
 
 def warm(folder: Path, num_bytes: int) -> None:

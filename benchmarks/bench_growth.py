@@ -8,44 +8,26 @@ usage: python benchmarks/bench_growth.py [--steps 3] [--rounds 1]
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-import torch.distributed as dist
-from measure import ROOT, record
+from corpora import PFAM_SEQUENCES, like_pfam
+from measure import ROOT, SHAPES, peak_bytes, record
+from ranks import config_of, start, train
 
 from megaprot.common.packing_plan import plan_epoch
-from megaprot.common.quiet import quiet
 from megaprot.common.vocabulary import get_vocabulary
 from megaprot.pretrain.corpus import CorpusWriter
 
-quiet("megatron")
-quiet("torch.distributed")
-from megaprot.pretrain import parallel
-from megaprot.pretrain.blend import open_blend
-from megaprot.pretrain.config import DataConfig, ModelConfig, PretrainConfig, RunConfig, TrainConfig
-from megaprot.pretrain.training import Training
-
-SHAPES = {"8m": (6, 320, 20), "35m": (12, 480, 20), "150m": (30, 640, 20)}  # layers, hidden size, heads
 LENGTHS = (64, 128, 256, 512, 1024, 2048)
-CORPORA = (10_000, 100_000, 1_000_000, 10_000_000, 34_353_433)
+CORPORA = (10_000, 100_000, 1_000_000, 10_000_000, PFAM_SEQUENCES)
 PROCESSES = (1, 2, 4)
 ROW_TOKENS = 4096
 NUM_RESIDUES = 400_000
-
-
-def peak_megabytes() -> float:
-    """Peak memory of this process; what getrusage says includes that of the program it was started from."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line.split()[1] for line in lines if line.startswith("VmHWM"))) / 1e3
 
 
 def write_corpus(folder: Path, length: int) -> None:
@@ -59,58 +41,14 @@ def write_corpus(folder: Path, length: int) -> None:
         writer.finish({})
 
 
-def train(shape: str, corpus: Path, num_steps: int, num_rows: int, results: Path) -> None:
-    """Be one process of a run: train, and leave what the whole world has spent."""
-    torch.set_num_threads(1)
-    num_layers, hidden_size, num_heads = SHAPES[shape]
-    config = PretrainConfig(
-        model=ModelConfig(num_layers=num_layers, hidden_size=hidden_size, num_attention_heads=num_heads),
-        data=DataConfig(path=str(corpus), row_tokens=ROW_TOKENS, max_sequence_length=ROW_TOKENS),
-        train=TrainConfig(num_steps=1000, global_batch_rows=num_rows, precision="bf16", eval_interval=0),
-        run=RunConfig(dir=str(corpus / f"run_{os.getppid()}")),
-    )
-    with parallel.processes(config.parallel, 5.0) as place:
-        training = Training(config, open_blend(config.data), place)
-        steps = training.steps()
-
-        def take(number: int) -> float:
-            residues = 0.0
-            for _ in range(number):
-                step, rows, _ = next(steps)
-                mine = float(sum(row.num_residues for row in rows))
-                residues += training.take_step(step, rows, [mine])[0].requests[0]
-            return residues
-
-        take(1)  # warm up
-        dist.barrier()
-        started = time.process_time()
-        residues = take(num_steps)
-        spent = torch.tensor([time.process_time() - started, peak_megabytes()])
-        dist.all_reduce(spent)
-        if place.is_main:
-            micros = 1e6 * float(spent[0]) / residues
-            results.write_text(json.dumps({"us": micros, "mb": float(spent[1]) / place.world_size}))
-
-
 def plan(num_sequences: int, results: Path) -> None:
     """Be a process that plans an epoch of a corpus, and leave what it has spent."""
-    lengths = np.random.default_rng(0).lognormal(np.log(158) - 0.32, 0.8, num_sequences).astype(np.int32) + 1
+    lengths = like_pfam(num_sequences)
     plan_epoch(lengths[:1000], 2048, 1024, 2, 0, 0)
     started = time.process_time()
     plan_epoch(lengths, 2048, 1024, 2, 0, 0)
-    results.write_text(json.dumps({"s": time.process_time() - started, "mb": peak_megabytes()}))
-
-
-def measured(rounds: int, num_processes: int, results: Path, **options: Any) -> dict[str, float]:
-    """Start the processes of a point ``rounds`` times and return the medians."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={num_processes}"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONWARNINGS": "ignore"}
-    words = [str(word) for name, value in options.items() for word in (f"--{name}", value)]
-    found = []
-    for _ in range(rounds):
-        subprocess.run([*command, __file__, "--results", str(results), *words], check=True, env=environment)
-        found.append(json.loads(results.read_text()))
-    return {name: round(statistics.median(one[name] for one in found), 3) for name in found[0]}
+    spent = time.process_time() - started
+    results.write_text(json.dumps({"seconds": spent, "megabytes": peak_bytes() / 1e6}))
 
 
 def draw(tables: dict[str, list[dict[str, Any]]], output: Path) -> None:
@@ -149,7 +87,7 @@ def main() -> None:
         options.add_argument(f"--{name}", type=int, help=argparse.SUPPRESS)
     given = options.parse_args()
     if given.shape:
-        train(given.shape, given.corpus, given.steps, given.rows, given.results)
+        train(config_of(given.shape, given.corpus, ROW_TOKENS, ROW_TOKENS, given.rows), 1, given.steps, given.results)
         return
     if given.sequences:
         plan(given.sequences, given.results)
@@ -164,8 +102,11 @@ def main() -> None:
             if not corpus.exists():
                 write_corpus(corpus, length - 2)
             about = {"shape": shape, "corpus": corpus, "steps": given.steps, "rows": rows}
-            found = measured(given.rounds, num_processes, results, **about)
-            return {us: round(found["us"]), mb: round(found["mb"])}
+            found = [start(__file__, num_processes, results, **about) for _ in range(given.rounds)]
+            return {
+                us: round(statistics.median(1e6 * one["seconds"] / one["residues"] for one in found)),
+                mb: round(statistics.median(one["megabytes"] / num_processes for one in found)),
+            }
 
         tables["sequence length, 8M"] = [{"tokens a sequence": length} | point("8m", length) for length in LENGTHS]
         tables["model size, 256 tokens"] = [{"shape": shape} | point(shape, 256) for shape in SHAPES]
@@ -174,8 +115,9 @@ def main() -> None:
         ]
         tables["corpus size, plan of an epoch"] = []
         for number in CORPORA:
-            found = measured(given.rounds, 1, results, sequences=number)
-            row = {"sequences": number, "seconds": found["s"], "MB": round(found["mb"])}
+            found = [start(__file__, 1, results, sequences=number) for _ in range(given.rounds)]
+            seconds, megabytes = (statistics.median(one[name] for one in found) for name in ("seconds", "megabytes"))
+            row = {"sequences": number, "seconds": round(seconds, 3), "MB": round(megabytes)}
             tables["corpus size, plan of an epoch"].append(row)
     claims = [{"claim": f"cost of training, bf16, one thread a process, by {name}", "rows": rows}
               for name, rows in tables.items()]  # fmt: skip

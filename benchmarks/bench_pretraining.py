@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 import torch
 from corpora import ESM, write_corpora
-from measure import compared, rates_in_turn, record
+from measure import SHAPES, compared, rates_in_turn, record
 from numpy.typing import NDArray
+from ranks import config_of
 from torch import Tensor
 from transformers import EsmConfig, EsmForMaskedLM
 
@@ -32,11 +33,9 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megaprot.pretrain import parallel
 from megaprot.pretrain.blend import open_blend
-from megaprot.pretrain.config import DataConfig, ModelConfig, PretrainConfig, RunConfig, TrainConfig
 from megaprot.pretrain.corpus import Corpus
 from megaprot.pretrain.training import Training
 
-SHAPES = {"8m": (6, 320), "35m": (12, 480)}  # layers, hidden size; 20 heads
 LONGEST = 512  # residues and the two tokens around them, for all
 PEER_BATCH = 16
 Contender = Callable[[], int]
@@ -50,13 +49,7 @@ def forget_attention() -> None:
 
 def ours(shape: str, corpus: Corpus, precision: Any, place: parallel.Place) -> Contender:
     """Return a function that takes one optimizer step and returns its real residues."""
-    num_layers, hidden_size = SHAPES[shape]
-    config = PretrainConfig(
-        model=ModelConfig(num_layers=num_layers, hidden_size=hidden_size),
-        data=DataConfig(path=str(corpus.prefix.parent), row_tokens=4096, max_sequence_length=LONGEST),
-        train=TrainConfig(num_steps=100_000, global_batch_rows=1, precision=precision, eval_interval=0),
-        run=RunConfig(dir=str(corpus.prefix.parent / f"run-{shape}")),
-    )
+    config = config_of(shape, corpus.prefix.parent, 4096, LONGEST, precision=precision)
     forget_attention()
     training = Training(config, open_blend(config.data), place)
     steps = training.steps()
@@ -159,7 +152,7 @@ def of_megatron(shape: str, corpus: Corpus, precision: str) -> Contender:
 def main() -> None:
     """Measure in turn, print and record."""
     options = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    options.add_argument("--shapes", nargs="+", choices=SHAPES, default=[*SHAPES])
+    options.add_argument("--shapes", nargs="+", choices=SHAPES, default=["8m", "35m"])
     options.add_argument("--rounds", type=int, default=5)
     options.add_argument("--seconds", type=float, default=6.0)
     options.add_argument("--precision", choices=("bf16", "fp32"), default="bf16")

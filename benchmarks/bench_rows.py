@@ -20,7 +20,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import numpy as np
 import torch
-from corpora import ESM, write_corpora
+from corpora import ESM, PFAM_SEQUENCES, like_pfam, write_corpora
 from measure import compared, rates_in_turn, record
 
 from megaprot.common.masking import MaskingConfig, masked_capacity
@@ -36,7 +36,6 @@ from megatron.core.datasets.bert_dataset import BERTMaskedWordPieceDataset, BERT
 from megatron.core.datasets.indexed_dataset import IndexedDataset
 from megatron.core.datasets.utils import Split
 
-PFAM_SEQUENCES = 34_353_433
 PEER_TOKENS = 512
 
 
@@ -98,7 +97,7 @@ def peer(corpus: Corpus) -> tuple[Callable[[], int], float]:
 
 def plan_of_pfam() -> dict[str, Any]:
     """Time the plan of an epoch of Pfam's size."""
-    lengths = np.random.default_rng(0).lognormal(np.log(158) - 0.32, 0.8, PFAM_SEQUENCES).astype(np.int32) + 1
+    lengths = like_pfam(PFAM_SEQUENCES)
     plan_epoch(lengths[:1000], 2048, 1024, 2, 0, 0)
     start = time.perf_counter()
     plan = plan_epoch(lengths, 2048, 1024, 2, 0, 0)

@@ -14,17 +14,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from bench_layouts import SHAPES
 from corpora import write_corpora
-from measure import record
+from measure import SHAPES, record
+from ranks import config_of
 
-from megaprot.common.quiet import quiet
-
-quiet("megatron")
-quiet("torch.distributed")
 from megaprot.pretrain import parallel
 from megaprot.pretrain.blend import open_blend
-from megaprot.pretrain.config import DataConfig, ModelConfig, PretrainConfig, RunConfig, TrainConfig
 from megaprot.pretrain.training import Training
 
 INTERVAL = 1000
@@ -33,13 +28,8 @@ INTERVAL = 1000
 def measure(shape: str, rounds: int, folder: Path) -> dict[str, Any]:
     """Take steps and saves in turn; return seconds of each kind."""
     write_corpora(folder)
-    num_layers, hidden_size = SHAPES[shape]
-    config = PretrainConfig(
-        model=ModelConfig(num_layers=num_layers, hidden_size=hidden_size),
-        data=DataConfig(path=str(folder / "pfam"), row_tokens=4096, max_sequence_length=1024),
-        train=TrainConfig(num_steps=1000, global_batch_rows=1, precision="bf16", keep_checkpoints=1),
-        run=RunConfig(dir=str(folder / "run")),
-    )
+    config = config_of(shape, folder / "pfam", 4096, 1024)
+    config.train.keep_checkpoints = 1
     seconds: dict[str, list[float]] = {"step": [], "at once": [], "in the background": [], "its cost in all": []}
     with parallel.processes(config.parallel, 5.0) as place:
         training = Training(config, open_blend(config.data), place)

@@ -14,19 +14,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from bench_rows import PFAM_SEQUENCES
+from corpora import ESM, PFAM_SEQUENCES, like_pfam
 from measure import record
 
 from megaprot.common.files import write_json_atomically
-from megaprot.common.vocabulary import get_vocabulary
 from megaprot.pretrain import corpus
-
-ESM = get_vocabulary("esm")
 
 
 def make_corpus(prefix: Path, num_sequences: int) -> None:
     """Write a corpus of log-normal lengths of mean 158 whose ``.bin`` is a hole of the right size."""
-    lengths = np.random.default_rng(0).lognormal(np.log(158) - 0.32, 0.8, num_sequences).astype(np.int32) + 1
+    lengths = like_pfam(num_sequences)
     num_residues = int(lengths.sum(dtype=np.int64))
     with open(corpus.corpus_file(prefix, ".bin"), "wb") as stream:
         stream.truncate(num_residues)

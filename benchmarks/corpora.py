@@ -1,4 +1,7 @@
-"""The two corpora that benchmarks train on: the shipped Pfam domains, and random residues of UniRef-like lengths."""
+"""The two corpora that benchmarks train on: the shipped Pfam domains, and random residues of UniRef-like lengths.
+
+And lengths as those of all of Pfam, for what is planned and started without residues.
+"""
 
 from pathlib import Path
 
@@ -11,11 +14,17 @@ from megaprot.common.vocabulary import get_vocabulary
 from megaprot.pretrain.corpus import Corpus, CorpusWriter
 
 ESM = get_vocabulary("esm")
+PFAM_SEQUENCES = 34_353_433  # as many as TAPE's Pfam has
 
 
 def like_uniref(num_sequences: int) -> NDArray[np.int64]:
     """Log-normal lengths of mean 340, as UniRef has them."""
     return np.random.default_rng(0).lognormal(np.log(340) - 0.32, 0.8, num_sequences).astype(np.int64) + 1
+
+
+def like_pfam(num_sequences: int) -> NDArray[np.int32]:
+    """Log-normal lengths of mean 158, as Pfam's domains have them."""
+    return np.random.default_rng(0).lognormal(np.log(158) - 0.32, 0.8, num_sequences).astype(np.int32) + 1
 
 
 def write_corpora(folder: Path) -> dict[str, Corpus]:

@@ -14,6 +14,7 @@ from typing import Any
 
 ROOT = Path(__file__).parent.parent
 CUT = ROOT / "examples" / "pfam" / "Pfam-A.cut.fasta.gz"
+SHAPES = {"8m": (6, 320), "35m": (12, 480), "150m": (30, 640)}  # of ESM-2: layers, hidden size; 20 heads
 
 
 def rate(step: Callable[[], int], seconds: float, clock: Callable[[], float] = time.perf_counter) -> float:
@@ -54,6 +55,12 @@ def compared(claim: str, unit: str, rates: dict[str, list[float]], ours: str = "
             name: round(medians[ours] / value, 2) for name, value in medians.items() if not name.startswith("megaprot")
         },
     }
+
+
+def peak_bytes() -> int:
+    """Return the peak memory of this process; what getrusage says includes that of the program it was started from."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(next(line.split()[1] for line in lines if line.startswith("VmHWM")))
 
 
 def record(name: str, results: list[dict[str, Any]], packages: list[str]) -> None:
