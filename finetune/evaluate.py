@@ -1,11 +1,11 @@
-"""Evaluate a fine-tuned model, or all seeds of one, on a split, and write the report."""
+"""Evaluate a fine-tuned model, or all seeds of one, on splits, and write the reports."""
 
 from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +28,8 @@ class Request:
         task: Name or Python file of the task.
         model: Folder of a run, of one of its models, or of a grid of runs.
         data: As for fine-tuning.
-        split: Which split.
-        output: Folder of the report; empty: ``evaluation_SPLIT`` in the model's.
+        splits: Which splits, measured one by one.
+        output: Folder of the report, of several splits a folder each in it; empty: ``evaluation_SPLIT`` in the model's.
         max_tokens: Tokens of a batch; 0 takes the device's default.
         precision: Type of the weights.
     """
@@ -37,63 +37,81 @@ class Request:
     task: str
     model: Path
     data: Path
-    split: str
+    splits: tuple[str, ...]
     output: str
     max_tokens: int
     precision: str
 
 
-def evaluate(request: Request, place: Place) -> dict[str, Any]:
-    """Evaluate as asked and write the report; all ranks call it. Return rank 0's ``results.json``.
+def evaluate(request: Request, place: Place) -> Iterator[dict[str, Any]]:
+    """Evaluate as asked and write the reports; all ranks go through it. Yield rank 0's ``results.json`` of each split.
 
-    With several seeds a metric's value is the mean over them, its interval the mean of theirs, and
-    ``standard_deviation`` their spread.
+    Each model is read once. With several seeds a metric's value is the mean over them, its interval the mean of theirs,
+    and ``standard_deviation`` their spread.
     """
     folders = models_of(request.model)
-    found: list[dict[str, Metric]] = []
-    shown: tuple[FinetunedModel, list[Any], Evaluated] | None = None
+    found: dict[str, list[dict[str, Metric]]] = {split: [] for split in request.splits}
+    reports: dict[str, Report] = {}
     for folder in folders:
         tuned = read_model(folder, request.task, place.device, request.precision)
-        examples = read_split(tuned, request)
-        evaluated = _predicted(tuned, examples, request, place)
-        if place.is_main:
-            found.append(split_metrics(tuned.task, examples, evaluated, NUM_SAMPLES))
-            shown = shown or (tuned, examples, evaluated)
-    if shown is None:
-        return {}
-    tuned, examples, evaluated = shown
-    report = Report(
+        for split in request.splits:
+            examples = read_split(tuned, request.data, split)
+            evaluated = _predicted(tuned, examples, split, request.max_tokens, place)
+            if not place.is_main:
+                continue
+            found[split].append(split_metrics(tuned.task, examples, evaluated, NUM_SAMPLES))
+            if folder == folders[0]:  # at once: what a task has read last is what it reports of
+                reports[split] = _report(request, split, tuned, folders, examples, evaluated)
+            if folder == folders[-1]:
+                details = _details(request, folders, found[split])
+                yield _written(request, replace(reports[split], metrics=averaged(found[split]), details=details))
+
+
+def _report(
+    request: Request,
+    split: str,
+    tuned: FinetunedModel,
+    folders: Sequence[Path],
+    examples: Sequence[Any],
+    evaluated: Evaluated,
+) -> Report:
+    """Return what is reported of a split, but for the metrics of all seeds."""
+    return Report(
         task=tuned.task.name,
-        split=request.split,
+        split=split,
         num_examples=len(examples),
-        metrics=averaged(found),
+        metrics={},
         definitions=tuned.task.definitions(),
         unit=tuned.task.unit,
-        about=_about(request, tuned, folders, evaluated),
+        about=_about(request, split, tuned, folders, evaluated),
         figures=[*_curves(folders[0], tuned), *tuned.task.figures(examples, evaluated.outcomes)],
-        details=_details(request, folders, found),
+        details={},
         sections=tuned.task.sections(examples, evaluated.outcomes),
     )
-    output = Path(request.output) if request.output else request.model / f"evaluation_{request.split}"
+
+
+def _written(request: Request, report: Report) -> dict[str, Any]:
+    """Write a report; return its folder and ``results.json``."""
+    output = Path(request.output) if request.output else request.model / f"evaluation_{report.split}"
+    if request.output and len(request.splits) > 1:
+        output /= report.split
     write_report(output, report)
     return {"output": str(output), **json.loads((output / "results.json").read_text(encoding="utf-8"))}
 
 
-def read_split(tuned: FinetunedModel, request: Request) -> list[Any]:
+def read_split(tuned: FinetunedModel, data: Path, split: str) -> list[Any]:
     """Return a split's examples with labels that fit the model; raises InputError where they do not."""
-    place = tuned.task.place_of(request.data, request.split)
-    examples = tuned.task.read(request.data, request.split, tuned.encoder.vocabulary)
+    place = tuned.task.place_of(data, split)
+    examples = tuned.task.read(data, split, tuned.encoder.vocabulary)
     tuned.task.check(examples, place)
     return examples
 
 
-def _predicted(tuned: FinetunedModel, examples: Sequence[Any], request: Request, place: Place) -> Evaluated:
+def _predicted(tuned: FinetunedModel, examples: Sequence[Any], split: str, max_tokens: int, place: Place) -> Evaluated:
     total = sum(map(tuned.task.num_residues, examples)) // place.world_size
     hidden = None if place.is_main else True
-    with tqdm(total=total, desc=request.split, unit="res", unit_scale=True, disable=hidden) as progress:
-        return run_split(
-            tuned.task, tuned.encoder, tuned.model, examples, place, request.max_tokens, told=progress.update
-        )
+    with tqdm(total=total, desc=split, unit="res", unit_scale=True, disable=hidden) as progress:
+        return run_split(tuned.task, tuned.encoder, tuned.model, examples, place, max_tokens, told=progress.update)
 
 
 def averaged(found: Sequence[dict[str, Metric]]) -> dict[str, Metric]:
@@ -116,12 +134,14 @@ def _details(request: Request, folders: Sequence[Path], found: Sequence[dict[str
     return details
 
 
-def _about(request: Request, tuned: FinetunedModel, folders: Sequence[Path], evaluated: Evaluated) -> list[str]:
+def _about(
+    request: Request, split: str, tuned: FinetunedModel, folders: Sequence[Path], evaluated: Evaluated
+) -> list[str]:
     """Return the report's first lines."""
     description = tuned.description
     lines = [
         f"Model {', '.join(map(str, folders))}, head {description['head']['name']}, step {description.get('step')}; "
-        f"data {request.data}, split {request.split}.",
+        f"data {request.data}, split {split}.",
         f"Mean loss {evaluated.loss:.4f}. None of the split's {tuned.task.unit} was left out.",
     ]
     if len(folders) > 1:

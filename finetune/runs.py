@@ -152,8 +152,9 @@ def take(plan: Plan, place: Place) -> None:
         print(*described(summary), sep="\n  ")
     place.barrier()
     config = plan.runs[0].config
-    request = Request(config.task, plan.output, Path(config.data), "valid", str(plan.output), 0, "fp32")
-    evaluate(request, place)
+    request = Request(config.task, plan.output, Path(config.data), ("valid",), str(plan.output), 0, "fp32")
+    for _ in evaluate(request, place):
+        pass
     if place.is_main:
         print(f"{plan.output}/report.html shows the validation split; megaprot evaluate measures others")
 

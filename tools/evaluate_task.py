@@ -45,29 +45,26 @@ def run_task(config: EvaluateConfig) -> None:
         _run_unsupervised(config)
         return
     models_of(Path(config.model))
-    task, splits = open_task(config.task, LabelConfig()), config.split.split(",")
+    task, splits = open_task(config.task, LabelConfig()), tuple(config.split.split(","))
     for split in splits:
         task.place_of(Path(config.data), split)
     if config.check_processes:
         print(f"model and data are there for {config.check_processes} processes")
         return
+    request = Request(
+        task=config.task,
+        model=Path(config.model),
+        data=Path(config.data),
+        splits=splits,
+        output=config.output,
+        max_tokens=config.max_tokens,
+        precision=config.precision,
+    )
     with processes(30.0) as place:
-        for split in splits:
-            output = str(Path(config.output) / split) if config.output and len(splits) > 1 else config.output
-            request = Request(
-                task=config.task,
-                model=Path(config.model),
-                data=Path(config.data),
-                split=split,
-                output=output,
-                max_tokens=config.max_tokens,
-                precision=config.precision,
-            )
-            found = evaluate(request, place)
-            if found:
-                metrics = {name: one["value"] for name, one in found["metrics"].items()}
-                told = {key: found[key] for key in ("task", "split", "num_examples", "output")}
-                print(json.dumps(told | metrics), flush=True)
+        for found in evaluate(request, place):
+            metrics = {name: one["value"] for name, one in found["metrics"].items()}
+            told = {key: found[key] for key in ("task", "split", "num_examples", "output")}
+            print(json.dumps(told | metrics), flush=True)
 
 
 def _run_unsupervised(config: EvaluateConfig) -> None:

@@ -120,6 +120,12 @@ def test_a_table_of_ones_own_a_grid_and_seeds(inputs: Path, tmp_path: Path, caps
     assert len(values) == 2
     assert results["metrics"]["spearman"]["value"] == pytest.approx(sum(values) / 2)
     assert results["standard_deviation"]["spearman"] == pytest.approx(abs(values[0] - values[1]) / 2**0.5)
+    more = ["--split", "valid,test", "--output", str(tmp_path / "both")]
+    found = evaluate(capsys, tmp_path / "out", inputs / "table.csv", *more, task="sequence_regression")
+    assert found["split"] == "test"
+    both = {name: json.loads((tmp_path / "both" / name / "results.json").read_text()) for name in ("valid", "test")}
+    assert both["test"] == results
+    assert len(both["valid"]["values_by_model"]["spearman"]) == 2
     one = tmp_path / "out" / summary["best_runs"][1]
     assert evaluate(capsys, one, inputs / "table.csv", task="sequence_regression")["spearman"] == values[1]
 

@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 
 from megaprot.common.errors import RunError
+from megaprot.finetune import evaluate
 from megaprot.finetune.batch import Batch
 from megaprot.finetune.encoder import Encoder
 from megaprot.finetune.hugging_face import load_encoder
@@ -147,10 +148,20 @@ def test_a_run_learns_and_reports_baselines_and_leakage(run: tuple[Path, Path]) 
         assert part in page
 
 
-def test_one_model_is_measured_on_several_sets(run: tuple[Path, Path], tmp_path: Path) -> None:
+def test_one_model_is_measured_on_several_sets(
+    run: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     output, data = run
+    reads: list[Path] = []
+
+    def told(path: Path, *more: Any) -> Any:
+        reads.append(path)
+        return read_model(path, *more)
+
+    monkeypatch.setattr(evaluate, "read_model", told)
     arguments = ["--task", "ppi_embedding", "--model", str(output), "--data", str(data), "--output", str(tmp_path)]
     assert cli.main(["evaluate", *arguments, "--split", "valid,test"]) == 0
+    assert reads == [output / "best"]
     found = [json.loads((tmp_path / name / "results.json").read_text()) for name in ("valid", "test")]
     assert [one["num_examples"] for one in found] == [80, 60]
     assert found[0]["leakage"]["not_compared"] == {"valid": "it is what is measured"}
