@@ -22,11 +22,11 @@ class Evaluated:
 
     Attributes:
         loss: Mean loss over all labels; nan without labels.
-        outcomes: One an example, in the split's order.
+        outcomes: One an example, in the split's order; with labels as the task has joined them.
     """
 
     loss: float
-    outcomes: list[Outcome]
+    outcomes: Any
 
 
 def run_split(
@@ -71,7 +71,9 @@ def run_split(
     gathered: dict[int, Outcome] = {}
     for part in place.to_main(found):
         gathered |= part
-    outcomes = [gathered[number] for number in range(len(examples))] if place.is_main else []
+    outcomes: Any = [gathered[number] for number in range(len(examples))] if place.is_main else []
+    if has_labels and place.is_main:
+        outcomes = task.joined(examples, outcomes)
     return Evaluated(total_loss / total_weight if total_weight else float("nan"), outcomes)
 
 

@@ -79,6 +79,7 @@ class Task(ABC):
         higher_is_better: Whether more of it is better.
         unit: What its examples are called, in the plural.
         also_reads: Names of other tasks whose models it scores with.
+        scores_terms: Whether ``megaprot predict`` asks it for terms of an ontology, or functions in words.
         needs_lm_head: Whether training uses the encoder's masked-language head, which is then loaded and kept.
     """
 
@@ -90,6 +91,7 @@ class Task(ABC):
     unit: ClassVar[str] = "proteins"
     also_reads: ClassVar[tuple[str, ...]] = ()
     needs_lm_head: bool = False
+    scores_terms: ClassVar[bool] = False
 
     def __init__(self, labels: LabelConfig) -> None:
         self.labels = labels
@@ -226,6 +228,13 @@ class Task(ABC):
     @abstractmethod
     def outcomes(self, outputs: Any, examples: Sequence[Any]) -> list[Outcome]:
         """Return what is kept of each example's prediction; labels are not looked at where there are none."""
+
+    def joined(self, examples: Sequence[Any], outcomes: list[Outcome]) -> Any:
+        """Return the outcomes of a whole labelled split as :meth:`finish`, :meth:`metrics` and the report take them.
+
+        Made once, on rank 0; for most tasks the list itself.
+        """
+        return outcomes
 
     def finish(self, examples: Sequence[Any], outcomes: Sequence[Outcome]) -> None:  # noqa: B027 - most tasks need none
         """Take from the validation split what belongs to the model, such as a threshold; on rank 0, at each validation.

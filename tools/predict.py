@@ -140,7 +140,7 @@ def _predict_proteins(config: PredictConfig) -> None:
     output = Path(config.output)
     with processes(30.0) as place:
         tuned = read_model(Path(config.model), config.task, place.device, config.precision)
-        if tuned.task.name == "function":
+        if tuned.task.scores_terms:
             _predict_function(config, tuned, place)
             return
         if _has_function_flags(config):

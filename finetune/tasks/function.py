@@ -67,6 +67,7 @@ class Function(Task):
     name = folder = "function"
     heads = FUSIONS
     metric = "fmax"
+    scores_terms = True
 
     def __init__(self, labels: LabelConfig) -> None:
         super().__init__(labels)
@@ -353,13 +354,14 @@ class Function(Task):
         scores = torch.sigmoid(outputs.logits.float()).cpu().numpy()
         return [{"scores": row} for row in self.ontology.make_consistent(scores, outputs.terms)]
 
-    def _scored(self, examples: Sequence[Protein], outcomes: Sequence[Outcome]) -> FunctionScores:
+    def joined(self, examples: Sequence[Any], outcomes: list[Outcome]) -> FunctionScores:
+        """Return the scores of all proteins beside their labels."""
         numbers = np.array([one.number for one in examples], dtype=np.int64)
         scored = FunctionScores.empty(self.source.data, numbers, self.source.scored[examples[0].split])
-        scored.fill(0, np.stack([outcome["scores"] for outcome in outcomes]))
+        np.stack([outcome["scores"] for outcome in outcomes], out=scored.scores)
         return scored
 
-    def finish(self, examples: Sequence[Any], outcomes: Sequence[Outcome]) -> None:
+    def finish(self, examples: Sequence[Any], outcomes: Any) -> None:
         """Take from which score on a term of each namespace counts as predicted: where F1 on seen terms is largest.
 
         Vectors of frozen towers are written, where they are kept.
@@ -367,7 +369,7 @@ class Function(Task):
         for cache in (self.texts.cache, self._protein_cache):
             if cache is not None:
                 cache.save()
-        scored = self._scored(examples, outcomes)
+        scored: FunctionScores = outcomes
         seen = np.flatnonzero(self.source.split.is_seen[scored.terms])
         of_seen = FunctionScores(
             scored.ontology, scored.terms[seen], scored.labels[:, seen], scored.in_namespace, scored.scores[:, seen]
@@ -375,10 +377,9 @@ class Function(Task):
         found = best_thresholds(of_seen)
         self.thresholds = {aspect: min(threshold, 1.0) for aspect, threshold in found.items()}  # inf without positives
 
-    def metrics(self, examples: Sequence[Any], outcomes: Sequence[Outcome]) -> dict[str, Weighted]:
+    def metrics(self, examples: Sequence[Any], outcomes: Any) -> dict[str, Weighted]:
         """Return CAFA's protein-centric figures, by namespace and their means."""
-        scored = self._scored(examples, outcomes)
-        centric = function_metrics.protein_centric(scored, self.source.content)
+        centric = function_metrics.protein_centric(outcomes, self.source.content)
         found: dict[str, Weighted] = {}
         for name, of_namespace in (("fmax", centric.fmax), ("smin", centric.smin)):
             each = [of_namespace(namespace) for namespace in range(len(ASPECTS))]
@@ -395,9 +396,10 @@ class Function(Task):
             found |= {f"{name}_{aspect.lower()}": f"{text}; {aspect} alone." for aspect in ASPECTS}
         return found
 
-    def sections(self, examples: Sequence[Any], outcomes: Sequence[Outcome]) -> list[Section]:
+    def sections(self, examples: Sequence[Any], outcomes: Any) -> list[Section]:
         """Return the cells of the four-way grid that the split has: seen and unseen terms, by namespace."""
-        scored, is_seen = self._scored(examples, outcomes), self.source.split.is_seen
+        scored: FunctionScores = outcomes
+        is_seen = self.source.split.is_seen
         kind = "seen" if examples[0].split == TRAIN else "unseen"
         numbers = {}
         for name, wanted in (("seen", True), ("unseen", False)):

@@ -155,7 +155,7 @@ def test_a_run_writes_a_model_that_scores_as_it_did(folder: Path, place: Place, 
     run = run_of(config, place)
     result = train(run, StopRequest())
     assert result.is_finished
-    outcomes = run.validate().outcomes
+    scored = run.validate().outcomes
     tuned = read_model(tmp_path / "out" / "last")
     assert {path.name for path in (tmp_path / "out" / "last").iterdir()} == {
         "task.json", "head.safetensors", "encoder", "text_encoder", "ontology.json.gz",
@@ -164,28 +164,28 @@ def test_a_run_writes_a_model_that_scores_as_it_did(folder: Path, place: Place, 
     assert [one.identifier for one in examples] == [one.identifier for one in run.valid]
     with torch.no_grad():
         scores = tuned.model(tuned.task.collate(tuned.encoder, examples, None))
-    for row, outcome in zip(tuned.task.outcomes(scores, examples), outcomes, strict=True):
-        np.testing.assert_allclose(row["scores"], outcome["scores"], atol=1e-5)
+    for outcome, row in zip(tuned.task.outcomes(scores, examples), scored.scores, strict=True):
+        np.testing.assert_allclose(outcome["scores"], row, atol=1e-5)
 
 
 def test_scores_are_consistent_and_metrics_and_grid_are_whole(folder: Path, place: Place, tmp_path: Path) -> None:
     run = run_of(config_of(folder, str(tmp_path / "out")), place)
-    outcomes = run.validate().outcomes
+    scored = run.validate().outcomes
     task: Any = run.task
     ontology, terms = task.ontology, task.source.scored[1]
     place_of = {term: column for column, term in enumerate(terms.tolist())}
-    for outcome in outcomes:
+    for row in scored.scores:
         for term, column in place_of.items():
             for parent in ontology.parents[ontology.parent_starts[term] : ontology.parent_starts[term + 1]].tolist():
                 if parent in place_of:  # not an unseen one of the test
-                    assert outcome["scores"][place_of[parent]] >= outcome["scores"][column]
-    task.finish(run.valid, outcomes)
-    metrics = task.metrics(run.valid, outcomes)
+                    assert row[place_of[parent]] >= row[column]
+    task.finish(run.valid, scored)
+    metrics = task.metrics(run.valid, scored)
     assert set(metrics) == set(task.definitions())
     ones = np.ones(len(run.valid))
     each = [metrics[f"fmax_{aspect}"](ones) for aspect in ("bpo", "cco", "mfo")]
     assert abs(metrics["fmax"](ones) - sum(each) / 3) < 1e-9
-    (grid,) = task.sections(run.valid, outcomes)
+    (grid,) = task.sections(run.valid, scored)
     assert set(grid.numbers) == {"unseen_protein_seen_term", "unseen_protein_unseen_term"}
     json.dumps(grid.numbers, allow_nan=False)
 
