@@ -96,8 +96,8 @@ class MaskedTokens:
     """What masking made of a row.
 
     ``tokens`` int64 [row_tokens] is what the model sees. ``masked_positions`` int64, ``labels`` int64 and
-    ``masked_kind`` uint8, all [capacity], are in the order of the row; places beyond the masked ones hold 0, the pad
-    token and UNUSED.
+    ``masked_kind`` uint8, all [capacity], are in the order of the row; places beyond the masked ones hold the row's
+    last position, the pad token and UNUSED.
     """
 
     tokens: NDArray[np.int64]
@@ -132,7 +132,7 @@ def mask_tokens(
     """
     masked = MaskedTokens(
         tokens=row.tokens.copy(),
-        masked_positions=np.zeros(capacity, dtype=np.int64),
+        masked_positions=np.full(capacity, len(row.tokens) - 1, dtype=np.int64),
         labels=np.full(capacity, vocabulary.pad, dtype=np.int64),
         masked_kind=np.zeros(capacity, dtype=np.uint8),
     )

@@ -31,8 +31,8 @@ class PackedRow:
     ``cu_seqlens`` int32 [num_segments + 1], from 0 to row_tokens: sequences first, then, where there is padding, it is
     the last segment; ``num_sequences`` counts the segments without it. ``masked_positions`` int64, ``labels`` int64 and
     ``masked_kind`` uint8, all [capacity]: where a loss is taken, the true token there, and what stands there instead
-    (see ``megaprot.common.masking``; unused places hold 0, the pad token and kind 0). ``num_residues`` counts real
-    residues, without special tokens and padding.
+    (see ``megaprot.common.masking``; positions ascend; unused places hold the row's last one, the pad token and kind
+    0). ``num_residues`` counts real residues, without special tokens and padding.
     """
 
     tokens: NDArray[np.int64]
@@ -49,16 +49,20 @@ class PackedRow:
 class PackedBatch:
     """A ``PackedRow`` as tensors on one device; shapes and types are the row's.
 
-    ``segment_lengths`` (padding included) are on the host, so that attention needs no synchronisation with the device.
+    ``masked_cu_seqlens`` int32 [num_segments + 1] are bounds among ``masked_positions``: those of segment s stand from
+    ``masked_cu_seqlens[s]`` on. ``segment_lengths`` (padding included) and ``masked_lengths``, the same two bounds as
+    lengths, are on the host, so that attention needs no synchronisation with the device.
     """
 
     tokens: torch.Tensor
     positions: torch.Tensor
     cu_seqlens: torch.Tensor
     masked_positions: torch.Tensor
+    masked_cu_seqlens: torch.Tensor
     labels: torch.Tensor
     masked_kind: torch.Tensor
-    segment_lengths: list[int]
+    segment_lengths: tuple[int, ...]
+    masked_lengths: tuple[int, ...]
 
 
 def to_tensors(row: PackedRow, device: torch.device) -> PackedBatch:
@@ -68,14 +72,17 @@ def to_tensors(row: PackedRow, device: torch.device) -> PackedBatch:
         tensor = torch.from_numpy(array)
         return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
+    masked_bounds = np.searchsorted(row.masked_positions, row.cu_seqlens).astype(np.int32)
     return PackedBatch(
         tokens=moved(row.tokens),
         positions=moved(row.positions),
         cu_seqlens=moved(row.cu_seqlens),
         masked_positions=moved(row.masked_positions),
+        masked_cu_seqlens=moved(masked_bounds),
         labels=moved(row.labels),
         masked_kind=moved(row.masked_kind),
-        segment_lengths=(row.cu_seqlens[1:] - row.cu_seqlens[:-1]).tolist(),
+        segment_lengths=tuple(np.diff(row.cu_seqlens).tolist()),
+        masked_lengths=tuple(np.diff(masked_bounds).tolist()),
     )
 
 

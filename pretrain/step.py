@@ -99,14 +99,7 @@ def _loss(batch: PackedBatch, logits_mv: Tensor) -> tuple[Tensor, Tensor, Tensor
 
 def _forward(device: torch.device, rows: Iterator[PackedRow], model: torch.nn.Module) -> tuple[Tensor, Any]:
     batch = to_tensors(next(rows), device)
-    output = model(
-        tokens=batch.tokens,
-        positions=batch.positions,
-        cu_seqlens=batch.cu_seqlens,
-        segment_lengths=tuple(batch.segment_lengths),
-        masked_positions=batch.masked_positions,
-    )
-    return output, partial(_loss, batch)
+    return model(batch), partial(_loss, batch)
 
 
 def run_rows(chunks: list[DistributedDataParallel], rows: Sequence[PackedRow], place: Place, train: bool) -> Tensor:

@@ -20,7 +20,8 @@ def training_flops(
 
     A multiply-add is two operations and the backward pass costs twice the forward pass. Per token and layer the
     matrices cost 2 (4 h^2 + 2 h f); attention costs 4 h times the token's own sequence length, so it is summed by
-    sequence; the head runs on masked positions only, at 2 (h^2 + h V) each.
+    sequence. The last layer makes query, key and value of every token, 6 h^2 each; the rest of it, and the head at
+    2 (h^2 + h V) each, is computed on masked positions only. These are taken to fall alike on all tokens.
 
     Args:
         model: Shape.
@@ -30,10 +31,11 @@ def training_flops(
         num_masked: Masked positions.
     """
     hidden, feed_forward = model.hidden_size, model.feed_forward_size
-    matrices = 2.0 * (4 * hidden * hidden + 2 * hidden * feed_forward) * num_tokens
-    attention = 4.0 * hidden * sum_squared_lengths
+    projections = 6.0 * hidden * hidden * num_tokens
+    rest = 2.0 * (hidden * hidden + 2 * hidden * feed_forward) * num_tokens + 4.0 * hidden * sum_squared_lengths
+    last = projections + rest * num_masked / max(num_tokens, 1.0)
     head = 2.0 * (hidden * hidden + hidden * vocabulary_size) * num_masked
-    return 3.0 * (model.num_layers * (matrices + attention) + head)
+    return 3.0 * ((model.num_layers - 1) * (projections + rest) + last + head)
 
 
 def peak_tflops(given: float) -> float:

@@ -25,6 +25,9 @@ from megaprot.common.errors import InputError
 from megaprot.pretrain.config import ModelConfig
 from megaprot.pretrain.model.cpu_attention import SegmentAttention
 
+# Cosines and sines by token, each fp32 [tokens, 1, head_size].
+Rotation = tuple[Tensor, Tensor]
+
 
 @dataclass
 class PackedSequences(PackedSeqParams):
@@ -32,16 +35,61 @@ class PackedSequences(PackedSeqParams):
 
     Attributes:
         segment_lengths: Tokens of each segment, on the host, so that no kernel has to ask the device.
-        rotary_cos: Cosines by token [row_tokens, 1, head_size], fp32; empty without rotary positions.
-        rotary_sin: Sines, same shape.
+        rotation: Rotary table of the tokens; None without rotary positions.
+        query_positions: The tokens that attend, ascending [queries]; None: all.
+        query_lengths: How many tokens of each segment attend, on the host.
+        query_rotation: Rotary table of the tokens that attend.
+        asked: The same row for the last layer, where only those tokens attend of which a prediction is asked.
     """
 
     segment_lengths: tuple[int, ...] = ()
-    rotary_cos: Tensor | None = None
-    rotary_sin: Tensor | None = None
+    rotation: Rotation | None = None
+    query_positions: Tensor | None = None
+    query_lengths: tuple[int, ...] = ()
+    query_rotation: Rotation | None = None
+    asked: PackedSequences | None = None
+
+    def attended_from(self, positions: Tensor, cu_seqlens: Tensor, lengths: tuple[int, ...]) -> PackedSequences:
+        """Return the row with only some of its tokens attending.
+
+        Args:
+            positions: Those tokens, ascending [queries].
+            cu_seqlens: int32 bounds of each segment's among them [num_segments + 1].
+            lengths: The same as lengths, on the host.
+        """
+        return PackedSequences(
+            qkv_format="thd",
+            cu_seqlens_q=cu_seqlens,
+            cu_seqlens_kv=self.cu_seqlens_kv,
+            max_seqlen_q=max(lengths),
+            max_seqlen_kv=self.max_seqlen_kv,
+            segment_lengths=self.segment_lengths,
+            rotation=self.rotation,
+            query_positions=positions,
+            query_lengths=lengths,
+            query_rotation=self.rotation and (self.rotation[0][positions], self.rotation[1][positions]),
+        )
 
 
-def rotary_table(positions: Tensor, head_size: int, base: float = 10000.0) -> tuple[Tensor, Tensor]:
+def pack_sequences(
+    cu_seqlens: Tensor, segment_lengths: tuple[int, ...], rotation: Rotation | None = None
+) -> PackedSequences:
+    """Return the row whose segments have these bounds, on the device and as lengths on the host; all tokens attend."""
+    longest = max(segment_lengths)
+    return PackedSequences(
+        qkv_format="thd",
+        cu_seqlens_q=cu_seqlens,
+        cu_seqlens_kv=cu_seqlens,
+        max_seqlen_q=longest,
+        max_seqlen_kv=longest,
+        segment_lengths=segment_lengths,
+        rotation=rotation,
+        query_lengths=segment_lengths,
+        query_rotation=rotation,
+    )
+
+
+def rotary_table(positions: Tensor, head_size: int, base: float = 10000.0) -> Rotation:
     """Return cosines and sines of rotary embeddings (Su et al. 2021) gathered by position.
 
     Args:
@@ -65,14 +113,15 @@ def apply_rotary(states_tnd: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return (states * cos + torch.cat((-second, first), dim=-1) * sin).to(states_tnd.dtype)
 
 
-def rotate(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+def rotate(query: Tensor, key: Tensor, of_query: Rotation, of_key: Rotation) -> tuple[Tensor, Tensor]:
     """Apply ``apply_rotary`` to query and key; compiled on GPUs, so that fp32 stays in registers."""
-    return apply_rotary(query, cos, sin), apply_rotary(key, cos, sin)
+    return apply_rotary(query, *of_query), apply_rotary(key, *of_key)
 
 
 def _sdpa(query: Tensor, key: Tensor, value: Tensor, packed: PackedSequences, dropout: float) -> Tensor:
-    outputs = []
-    for parts in zip(*(states.split(packed.segment_lengths) for states in (query, key, value)), strict=True):
+    outputs, lengths = [], packed.segment_lengths
+    segments = query.split(packed.query_lengths), key.split(lengths), value.split(lengths)
+    for parts in zip(*segments, strict=True):
         query_nld, key_nld, value_nld = (part.transpose(0, 1).unsqueeze(0) for part in parts)
         attended = scaled_dot_product_attention(query_nld, key_nld, value_nld, dropout_p=dropout)
         outputs.append(attended.squeeze(0).transpose(0, 1))
@@ -80,8 +129,8 @@ def _sdpa(query: Tensor, key: Tensor, value: Tensor, packed: PackedSequences, dr
 
 
 def _matmul(query: Tensor, key: Tensor, value: Tensor, packed: PackedSequences, dropout: float) -> Tensor:
-    table = packed.rotary_cos, packed.rotary_sin
-    attended = SegmentAttention.apply(query, key, value, *table, packed.segment_lengths)
+    rotations = packed.query_rotation, packed.rotation
+    attended = SegmentAttention.apply(query, key, value, *rotations, packed.query_lengths, packed.segment_lengths)
     assert isinstance(attended, Tensor)  # torch does not say what apply returns
     return attended
 
@@ -89,8 +138,8 @@ def _matmul(query: Tensor, key: Tensor, value: Tensor, packed: PackedSequences, 
 def _varlen(query: Tensor, key: Tensor, value: Tensor, packed: PackedSequences, dropout: float) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
-    bounds, longest = packed.cu_seqlens_q, packed.max_seqlen_q
-    attended = varlen_attn(query, key, value, bounds, bounds, longest, longest)
+    bounds, longest = (packed.cu_seqlens_q, packed.cu_seqlens_kv), (packed.max_seqlen_q, packed.max_seqlen_kv)
+    attended = varlen_attn(query, key, value, *bounds, *longest)
     assert isinstance(attended, Tensor)  # a pair only when auxiliary output is asked for
     return attended
 
@@ -173,19 +222,22 @@ class PackedAttention(torch.nn.Module):
         """Attend within each sequence of the row.
 
         Args:
-            query: [row_tokens, heads of this rank, head_size]; ``key`` and ``value`` alike.
+            query: [row_tokens, heads of this rank, head_size], also of tokens that do not attend; ``key`` and ``value``
+                alike.
             attention_mask: Not used: the segments of ``packed_seq_params`` are the mask.
             attn_mask_type: Handed on to Transformer Engine.
             attention_bias: Not used.
             packed_seq_params: The row's segments and rotary tables.
 
         Returns:
-            [row_tokens, heads of this rank * head_size].
+            [tokens that attend, heads of this rank * head_size].
         """
         packed = packed_seq_params
         assert packed is not None, "packed attention needs the row's segments"
-        if packed.rotary_cos is not None and self.kernel is not _matmul:  # which rotates on its way
-            query, key = self.rotate(query, key, packed.rotary_cos, packed.rotary_sin)
+        if packed.query_positions is not None:
+            query = query[packed.query_positions]
+        if packed.rotation is not None and self.kernel is not _matmul:  # which rotates on its way
+            query, key = self.rotate(query, key, packed.query_rotation, packed.rotation)
         if self.kernel is None:
             return self.transformer_engine(
                 query, key, value, None, attn_mask_type=attn_mask_type, packed_seq_params=packed

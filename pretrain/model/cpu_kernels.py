@@ -143,16 +143,16 @@ def scatter_heads(gathered: Bits, cos: Reals, sin: Reals, scale: np.float32, sta
 
 
 @numba.njit(cache=True, nogil=True, fastmath=_FAST, error_model="numpy")
-def softmax(scores: Bits, length: int) -> None:
-    """Turn scores [heads, length or more, length or more] into probabilities, in place; zeros beyond ``length``.
+def softmax(scores: Bits, num_queries: int, length: int) -> None:
+    """Turn scores [heads, num_queries or more, length or more] into probabilities, in place; zeros beyond the two.
 
     The largest score of a row is found among integers: bf16 with its lower bits flipped where negative sorts as int16.
     """
     exponentials = np.empty(length, dtype=np.float32)
     for head in range(scores.shape[0]):
-        scores[head, length:] = 0
-        for token in range(length):
-            row = scores[head, token]
+        scores[head, num_queries:] = 0
+        for query in range(num_queries):
+            row = scores[head, query]
             largest = np.int16(-(2**15))
             for other in range(length):
                 key = np.int16(row[other])
@@ -169,12 +169,12 @@ def softmax(scores: Bits, length: int) -> None:
 
 
 @numba.njit(cache=True, nogil=True, fastmath=_FAST, error_model="numpy")
-def softmax_backward(probabilities: Bits, gradients: Bits, length: int) -> None:
-    """Turn gradients of probabilities [heads, length or more, the same] into those of scores, in place."""
+def softmax_backward(probabilities: Bits, gradients: Bits, num_queries: int) -> None:
+    """Turn gradients of probabilities [heads, num_queries or more, tokens] into those of scores, in place."""
     for head in range(gradients.shape[0]):
-        gradients[head, length:] = 0
-        for token in range(length):
-            row, gradient = probabilities[head, token], gradients[head, token]
+        gradients[head, num_queries:] = 0
+        for query in range(num_queries):
+            row, gradient = probabilities[head, query], gradients[head, query]
             mean = np.float32(0)
             for other in range(len(row)):
                 mean += _load(row[other]) * _load(gradient[other])

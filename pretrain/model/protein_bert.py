@@ -5,7 +5,6 @@ from __future__ import annotations
 from functools import partial
 
 import torch
-from megatron.core import tensor_parallel
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
 from megatron.core.models.common.language_module.language_module import LanguageModule
 from megatron.core.parallel_state import get_tensor_model_parallel_rank
@@ -22,11 +21,13 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 from torch import Tensor
 
+from megaprot.common.packing import PackedBatch
 from megaprot.common.vocabulary import Vocabulary
 from megaprot.pretrain.config import ModelConfig
-from megaprot.pretrain.model.attention import PackedAttention, PackedSequences, rotary_table
+from megaprot.pretrain.model.attention import PackedAttention, PackedSequences, pack_sequences, rotary_table
 from megaprot.pretrain.model.embedding import ProteinEmbedding
 from megaprot.pretrain.model.feed_forward import FeedForward
+from megaprot.pretrain.model.last_layer import LastLayer
 from megaprot.pretrain.model.layer_norm import LayerNorm
 from megaprot.pretrain.model.linears import linear_layers
 from megaprot.pretrain.model.lm_head import LMHead
@@ -39,11 +40,11 @@ def padded_vocabulary_size(vocabulary: Vocabulary) -> int:
     return -(-vocabulary.size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
 
 
-def layer_specification(attention_backend: str, has_fp8: bool) -> ModuleSpec:
+def layer_specification(attention_backend: str, has_fp8: bool, is_last: bool) -> ModuleSpec:
     """Return megatron-core's recipe for one pre-LN layer with packed attention (Megatron's ``ModuleSpec`` system)."""
     column, row = linear_layers(has_fp8)
     return ModuleSpec(
-        module=TransformerLayer,
+        module=LastLayer if is_last else TransformerLayer,
         submodules=TransformerLayerSubmodules(
             input_layernorm=LayerNorm,
             self_attention=ModuleSpec(
@@ -103,7 +104,10 @@ class ProteinBert(LanguageModule):
                 mask_token=vocabulary.mask if model.token_dropout else -1,
             )
         num_layers = get_num_layers_to_build(config, vp_stage)
-        layers = [layer_specification(attention_backend, config.fp8 is not None)] * num_layers
+        layers = [
+            layer_specification(attention_backend, config.fp8 is not None, post_process and number == num_layers - 1)
+            for number in range(num_layers)
+        ]
         self.encoder = TransformerBlock(
             config=config,
             spec=TransformerBlockSubmodules(layer_specs=layers, layer_norm=LayerNorm),
@@ -130,62 +134,37 @@ class ProteinBert(LanguageModule):
         """Take the hidden states the previous pipeline stage sent (called by megatron-core's schedules)."""
         self.encoder.set_input_tensor(input_tensor[0] if isinstance(input_tensor, list) else input_tensor)
 
-    def _packed(self, positions: Tensor, cu_seqlens: Tensor, segment_lengths: tuple[int, ...]) -> PackedSequences:
-        cos, sin = rotary_table(positions, self.config.kv_channels) if self.rotary else (None, None)
-        longest = max(segment_lengths)
-        return PackedSequences(
-            qkv_format="thd",
-            cu_seqlens_q=cu_seqlens,
-            cu_seqlens_kv=cu_seqlens,
-            max_seqlen_q=longest,
-            max_seqlen_kv=longest,
-            segment_lengths=segment_lengths,
-            rotary_cos=cos,
-            rotary_sin=sin,
-        )
+    def _packed(self, batch: PackedBatch) -> PackedSequences:
+        rotation = rotary_table(batch.positions, self.config.kv_channels) if self.rotary else None
+        packed = pack_sequences(batch.cu_seqlens, batch.segment_lengths, rotation)
+        if self.post_process:
+            packed.asked = packed.attended_from(batch.masked_positions, batch.masked_cu_seqlens, batch.masked_lengths)
+        return packed
 
-    def forward(
-        self,
-        tokens: Tensor,
-        positions: Tensor,
-        cu_seqlens: Tensor,
-        segment_lengths: tuple[int, ...],
-        masked_positions: Tensor,
-    ) -> Tensor:
+    def forward(self, batch: PackedBatch) -> Tensor:
         """Encode one packed row and, on the last stage, predict at the masked positions.
 
         Args:
-            tokens: Token ids after masking [row_tokens]; read by the first stage only.
-            positions: Position of each token in its sequence [row_tokens].
-            cu_seqlens: int32 bounds of the segments [num_segments + 1].
-            segment_lengths: The same lengths on the host.
-            masked_positions: Places to predict [capacity]; a multiple of the tensor-parallel size under SP.
+            batch: The row after masking. Its number of masked positions, the capacity, is a multiple of the
+                tensor-parallel size under sequence parallelism. The first stage alone reads the tokens.
 
         Returns:
             Hidden states [row_tokens, 1, hidden_size] for the next stage, or on the last stage fp32 logits
             [capacity, this rank's part of the padded vocabulary], padded entries -inf.
         """
-        embedded = self.embedding(tokens, positions, cu_seqlens) if self.pre_process else None
+        embedded = self.embedding(batch.tokens, batch.positions, batch.cu_seqlens) if self.pre_process else None
         hidden_sbh = self.encoder(
             hidden_states=embedded,
             attention_mask=None,
-            packed_seq_params=self._packed(positions, cu_seqlens, segment_lengths),
+            packed_seq_params=self._packed(batch),
         )
         if not self.post_process:
             return hidden_sbh
-        return self._predict(hidden_sbh, masked_positions)
+        return self._predict(hidden_sbh)
 
-    def _predict(self, hidden_sbh: Tensor, masked_positions: Tensor) -> Tensor:
-        """Return logits [capacity, vocabulary share] at ``masked_positions`` of the final hidden states."""
-        if self.config.sequence_parallel:
-            # Masked positions are spread unevenly over the token shares: gather, choose, share out evenly again.
-            hidden_sbh = tensor_parallel.gather_from_sequence_parallel_region(
-                hidden_sbh, tensor_parallel_output_grad=False
-            )
-            chosen = tensor_parallel.scatter_to_sequence_parallel_region(hidden_sbh[masked_positions])
-        else:
-            chosen = hidden_sbh[masked_positions]
-        logits, _ = self.output_layer(self.lm_head(chosen), weight=self.shared_embedding_or_output_weight())
+    def _predict(self, hidden_mbh: Tensor) -> Tensor:
+        """Return logits [capacity, vocabulary share] of the final hidden states at the masked positions."""
+        logits, _ = self.output_layer(self.lm_head(hidden_mbh), weight=self.shared_embedding_or_output_weight())
         logits_mv = logits.squeeze(1).float()
         first = self.output_layer.output_size_per_partition * get_tensor_model_parallel_rank()
         beyond = torch.arange(first, first + logits_mv.shape[1], device=logits_mv.device) >= self.vocabulary_size

@@ -98,7 +98,7 @@ def test_masks_are_what_a_loop_over_residues_draws(
                 kinds.append(KEPT)
     unused = 256 - len(positions)
     assert found.tokens.tolist() == tokens
-    assert found.masked_positions.tolist() == positions + [0] * unused
+    assert found.masked_positions.tolist() == positions + [len(row.tokens) - 1] * unused
     assert found.labels.tolist() == labels + [vocabulary.pad] * unused
     assert found.masked_kind.tolist() == kinds + [0] * unused
 

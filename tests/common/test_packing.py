@@ -69,17 +69,20 @@ def test_tensors_hold_what_the_row_holds() -> None:
         positions=np.array([0, 1, 2, 0, 1, 0, 0, 0]),
         cu_seqlens=np.array([0, 3, 5, 8], dtype=np.int32),
         num_sequences=2,
-        masked_positions=np.array([1, 0]),
-        labels=np.array([4, 1]),
-        masked_kind=np.array([2, 0], dtype=np.uint8),
-        num_residues=1,
+        masked_positions=np.array([1, 4, 7]),
+        labels=np.array([4, 5, 1]),
+        masked_kind=np.array([2, 1, 0], dtype=np.uint8),
+        num_residues=2,
     )
     batch = to_tensors(row, torch.device("cpu"))
     for field in ("tokens", "positions", "cu_seqlens", "masked_positions", "labels", "masked_kind"):
         tensor = getattr(batch, field)
         assert tensor.tolist() == getattr(row, field).tolist()
         assert tensor.numpy().dtype == getattr(row, field).dtype
-    assert batch.segment_lengths == [3, 2, 3]
+    assert batch.segment_lengths == (3, 2, 3)
+    assert batch.masked_cu_seqlens.tolist() == [0, 1, 2, 3]
+    assert batch.masked_cu_seqlens.dtype == torch.int32
+    assert batch.masked_lengths == (1, 1, 1)
 
 
 def test_more_than_a_row_holds_is_refused() -> None:

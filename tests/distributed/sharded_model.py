@@ -19,11 +19,11 @@ from megaprot.common.vocabulary import get_vocabulary
 from megaprot.pretrain import parallel
 from megaprot.pretrain.config import PretrainConfig
 from megaprot.pretrain.engine import build_model, transformer_config
-from megaprot.pretrain.model.attention import PackedAttention, PackedSequences
+from megaprot.pretrain.model.attention import PackedAttention, pack_sequences
 from tests.distributed.layouts import Layouts, to_config
 from tests.distributed.run import run_processes
 from tests.pretrain.global_weights import load_global
-from tests.pretrain.tiny import ESM, inputs_of
+from tests.pretrain.tiny import ESM, batch_of
 
 ROW_TOKENS = 128
 
@@ -36,7 +36,7 @@ def outputs(config: PretrainConfig, place: parallel.Place, task: dict[str, Any])
     hidden: list[Tensor] = []
     model.encoder.register_forward_hook(lambda module, arguments, output: hidden.append(output[:, 0]))
     with torch.no_grad():
-        logits = model.eval()(**inputs_of(task["sequences"], ROW_TOKENS, vocabulary.pad, place.device))
+        logits = model.eval()(batch_of(task["sequences"], ROW_TOKENS, vocabulary.pad, place.device))
     return {"logits": logits, "hidden": hidden[0]}
 
 
@@ -59,7 +59,7 @@ def dropout_masks(config: PretrainConfig, place: parallel.Place, task: dict[str,
         module.register_forward_hook(
             lambda module, arguments, output: streams.append(output[0] if isinstance(output, tuple) else output)
         )
-    inputs = inputs_of([[ESM.unknown] * ROW_TOKENS], ROW_TOKENS, ESM.pad, place.device)
+    batch = batch_of([[ESM.unknown] * ROW_TOKENS], ROW_TOKENS, ESM.pad, place.device)
     found = {}
     for name, step in (("step 1", 1), ("step 2", 2), ("step 1 again", 1)):
         parallel.seed_dropout(config.run.seed, step, place)
@@ -67,7 +67,7 @@ def dropout_masks(config: PretrainConfig, place: parallel.Place, task: dict[str,
         for _ in range(2):
             streams.clear()
             with torch.no_grad():
-                model(**inputs)
+                model(batch)
             before = [torch.zeros_like(streams[0]), *streams[:-1]]
             rows.append(torch.stack([new - old > 0.5 for new, old in zip(streams, before, strict=True)])[:, :, 0])
         found[name] = torch.stack(rows)
@@ -86,7 +86,7 @@ def hidden_states_under_dropout(
         )
     parallel.seed_dropout(config.run.seed, 1, place)
     with torch.no_grad():
-        model(**inputs_of(task["sequences"], ROW_TOKENS, ESM.pad, place.device))
+        model(batch_of(task["sequences"], ROW_TOKENS, ESM.pad, place.device))
     return {"hidden": torch.stack(streams)[:, :, 0]}
 
 
@@ -95,7 +95,7 @@ def attention_of_equal_heads(config: PretrainConfig, place: parallel.Place, task
     attention = PackedAttention("sdpa", transformer_config(config), 1)
     generator = torch.Generator().manual_seed(1)
     states = torch.randn((ROW_TOKENS, 2, 16), generator=generator).to(place.device)
-    packed = PackedSequences(segment_lengths=(100, 28))
+    packed = pack_sequences(torch.tensor([0, 100, 128], dtype=torch.int32, device=place.device), (100, 28))
     parallel.seed_dropout(config.run.seed, 1, place)
     attended = attention.train()(states, states, states, None, packed_seq_params=packed)
     following = torch.rand(8, device=place.device)  # of the state that tensor-parallel ranks share

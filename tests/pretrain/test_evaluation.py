@@ -34,9 +34,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def logits_of(training: Training, row: PackedRow) -> NDArray[np.float32]:
     """Logits [used masked positions, true vocabulary] of the model as it stands."""
     batch = to_tensors(row, training.place.device)
-    logits = training.chunks[0].module(
-        batch.tokens, batch.positions, batch.cu_seqlens, tuple(batch.segment_lengths), batch.masked_positions
-    )
+    logits = training.chunks[0].module(batch)
     used = int((row.masked_kind > 0).sum())
     return np.asarray(logits[:used, : training.blend.vocabulary.size].cpu().numpy())
 

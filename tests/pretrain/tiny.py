@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from megaprot.common.packing import PackedBatch
 from megaprot.common.sequence_readers import read_fasta
 from megaprot.common.vocabulary import Vocabulary, get_vocabulary
 from megaprot.pretrain import parallel
@@ -67,8 +68,14 @@ def world_of_one() -> Iterator[parallel.Place]:
         yield place
 
 
-def inputs_of(sequences: Sequence[Sequence[int]], row_tokens: int, pad: int, device: torch.device) -> dict[str, Any]:
-    """ProteinBert's arguments for sequences of token ids packed one after another, a logit asked for at every place."""
+def batch_of(
+    sequences: Sequence[Sequence[int]],
+    row_tokens: int,
+    pad: int,
+    device: torch.device,
+    asked: Sequence[int] | None = None,
+) -> PackedBatch:
+    """Sequences of token ids packed one after another, logits asked for at some ascending places, else at every one."""
     tokens: list[int] = []
     positions: list[int] = []
     lengths = [len(sequence) for sequence in sequences]
@@ -81,14 +88,20 @@ def inputs_of(sequences: Sequence[Sequence[int]], row_tokens: int, pad: int, dev
         tokens += [pad] * padding
         positions += [0] * padding
         lengths.append(padding)
-    bounds = [0, *itertools.accumulate(lengths)]
-    return {
-        "tokens": torch.tensor(tokens, device=device),
-        "positions": torch.tensor(positions, device=device),
-        "cu_seqlens": torch.tensor(bounds, dtype=torch.int32, device=device),
-        "segment_lengths": tuple(lengths),
-        "masked_positions": torch.arange(row_tokens, device=device),
-    }
+    bounds = torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32, device=device)
+    places = torch.arange(row_tokens, device=device) if asked is None else torch.tensor(asked, device=device)
+    masked_bounds = torch.searchsorted(places, bounds).int()
+    return PackedBatch(
+        tokens=torch.tensor(tokens, device=device),
+        positions=torch.tensor(positions, device=device),
+        cu_seqlens=bounds,
+        masked_positions=places,
+        masked_cu_seqlens=masked_bounds,
+        labels=torch.zeros_like(places),
+        masked_kind=torch.zeros_like(places, dtype=torch.uint8),
+        segment_lengths=tuple(lengths),
+        masked_lengths=tuple(masked_bounds.diff().tolist()),
+    )
 
 
 def split_by_sequence(by_token: Tensor, sequences: Sequence[Sequence[int]]) -> list[Tensor]:

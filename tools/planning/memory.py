@@ -106,7 +106,7 @@ def sizes_of(config: PretrainConfig, backend: str) -> Sizes:
     )
 
 
-def layer_activations(sizes: Sizes, recompute: str) -> float:
+def layer_activations(sizes: Sizes, recompute: str, going_on: float = 1.0) -> float:
     """Return the bytes one layer keeps of one row.
 
     Without recomputation: input and output of both LayerNorms (4 streams), the joint projection of query, key and value
@@ -114,35 +114,41 @@ def layer_activations(sizes: Sizes, recompute: str) -> float:
     feed-forward layer before and after its activation (2 of f), and in fp32 each row's two pairs of LayerNorm
     statistics and attention's log sums. ``selective`` drops the rotated query and key, a copy of the output and the log
     sums; ``full`` keeps the layer's input.
+
+    Args:
+        sizes: The run's.
+        recompute: What is computed again.
+        going_on: Share of the tokens that attend and go on through the layer: in the last one, those asked for.
     """
-    statistics = 4 * FLOAT_BYTES * sizes.tokens / sizes.shared
-    dropout = 2 * sizes.dropout_masks * sizes.stream / sizes.element
-    outside = 4 * sizes.stream + 4 * sizes.split + 2 * sizes.split_wide + statistics + dropout
+    statistics = 2 * (1 + going_on) * FLOAT_BYTES * sizes.tokens / sizes.shared
+    dropout = 2 * going_on * sizes.dropout_masks * sizes.stream / sizes.element
+    outside = 2 * (1 + going_on) * sizes.stream + (3 + going_on) * sizes.split + 2 * going_on * sizes.split_wide
     if recompute == "full":
         return sizes.stream
     if recompute == "selective":
-        return outside
-    log_sums = FLOAT_BYTES * sizes.tokens * sizes.heads / sizes.tensor
-    return outside + (2 + sizes.copies) * sizes.split + log_sums
+        return outside + statistics + dropout
+    log_sums = going_on * FLOAT_BYTES * sizes.tokens * sizes.heads / sizes.tensor
+    return outside + statistics + dropout + (1 + (1 + sizes.copies) * going_on) * sizes.split + log_sums
 
 
 def head_activations(sizes: Sizes, capacity: int, rows: int) -> float:
-    """Return the bytes the head keeps of one row: four states and fp32 probabilities at each masked position."""
-    states = 4 * capacity * sizes.hidden * sizes.element / sizes.shared
+    """Return the bytes the head keeps of one row: five states and fp32 probabilities at each masked position."""
+    states = 5 * capacity * sizes.hidden * sizes.element / sizes.shared
     return states + capacity * (rows // sizes.tensor * FLOAT_BYTES + 3 * _INDEX_BYTES)
 
 
 def chunk_activations(chunk: Chunk, config: PretrainConfig, sizes: Sizes, rows: int) -> float:
     """Return the bytes one forward pass of a chunk keeps, its output included."""
-    kept = chunk.num_layers * layer_activations(sizes, config.train.recompute) + sizes.stream
+    recompute = config.train.recompute
+    kept = (chunk.num_layers - chunk.predicts) * layer_activations(sizes, recompute)
     if config.model.position_embedding == "rotary":
         kept += 2 * FLOAT_BYTES * sizes.tokens * sizes.hidden / sizes.heads
     if chunk.embeds:
         kept += 2 * _INDEX_BYTES * sizes.tokens + sizes.dropout_masks * sizes.stream / sizes.element
-    if chunk.predicts:
-        capacity = row_shape_of(config.data, config.parallel.tensor).masked_capacity
-        kept += head_activations(sizes, capacity, rows)
-    return kept
+    if not chunk.predicts:
+        return kept + sizes.stream
+    capacity = row_shape_of(config.data, config.parallel.tensor).masked_capacity
+    return kept + layer_activations(sizes, recompute, capacity / sizes.tokens) + head_activations(sizes, capacity, rows)
 
 
 def message_buffers(rank: int, pipeline: int, interleaved: bool, sizes: Sizes) -> float:
@@ -152,18 +158,18 @@ def message_buffers(rank: int, pipeline: int, interleaved: bool, sizes: Sizes) -
     return (neighbours + gathered) * sizes.stream
 
 
-def working_memory(sizes: Sizes, recompute: str) -> float:
+def working_memory(sizes: Sizes, recompute: str, going_on: float = 1.0) -> float:
     """Return the bytes that pass through one layer's backward pass beside what was kept.
 
     A stream of gradients, the gradient of the widest tensor and one weight's gradient before it is added to its fp32
     buffer; under sequence parallelism the gradient of the gathered row. A layer computed again is held whole meanwhile,
-    but for its input, which was kept.
+    but for its input, which was kept. ``going_on`` as in ``layer_activations``.
     """
-    passing = sizes.stream + sizes.split_wide + sizes.hidden * sizes.wide // sizes.tensor * sizes.element
+    passing = sizes.stream + going_on * sizes.split_wide + sizes.hidden * sizes.wide // sizes.tensor * sizes.element
     if sizes.shared > 1:
         passing += sizes.stream * sizes.shared
     if recompute == "full":
-        passing += layer_activations(sizes, "none") - sizes.stream
+        passing += layer_activations(sizes, "none", going_on) - sizes.stream
     return passing
 
 
@@ -179,8 +185,12 @@ def memory_by_rank(config: PretrainConfig, data_size: int, vocabulary_size: int,
     parallel, sizes = config.parallel, sizes_of(config, backend)
     rows = padded_rows(vocabulary_size)
     num_micro_batches = config.train.global_batch_rows // data_size
-    working = working_memory(sizes, config.train.recompute)
-    head = sizes.stream + head_activations(sizes, row_shape_of(config.data, parallel.tensor).masked_capacity, rows)
+    recompute, capacity = config.train.recompute, row_shape_of(config.data, parallel.tensor).masked_capacity
+    working, share = working_memory(sizes, recompute), capacity / sizes.tokens
+    # When the backward pass of the last layer begins, the head's tensors are gone; when that of the one before begins,
+    # those of the last layer, too.
+    in_last = working_memory(sizes, recompute, share) - head_activations(sizes, capacity, rows)
+    before_last = working - head_activations(sizes, capacity, rows) - layer_activations(sizes, recompute, share)
     shards = data_size if parallel.distributed_optimizer else 1
     state_bytes = (2 if config.train.precision == "fp32" else 3) * FLOAT_BYTES / shards
     found = []
@@ -189,15 +199,15 @@ def memory_by_rank(config: PretrainConfig, data_size: int, vocabulary_size: int,
     ):
         kept = [chunk_activations(chunk, config, sizes, rows) for chunk in chunks]
         in_flight = peak_in_flight(rank, parallel.pipeline, num_micro_batches, kept)
-        # The head's tensors are gone when the backward pass of the last layer begins.
-        freed = head if chunks[-1].predicts else 0.0
+        last = chunks[-1]
+        on_top = working if not last.predicts else max(in_last, before_last if last.num_layers > 1 else 0.0)
         found.append(
             Memory(
                 weights=float(count * sizes.element),
                 gradients=float(count * FLOAT_BYTES),
                 optimizer=count * state_bytes,
                 activations=in_flight + message_buffers(rank, parallel.pipeline, len(chunks) > 1, sizes),
-                working=max(0.0, working - freed),
+                working=max(0.0, on_top),
             )
         )
     return found

@@ -106,7 +106,7 @@ def work_of(config: PretrainConfig, data_size: int, vocabulary_size: int, attend
     parallel, model = config.parallel, config.model
     num_chunks = parallel.pipeline * parallel.virtual_pipeline
     layers = layers_per_chunk(model.num_layers, num_chunks, parallel.pipeline_layout)
-    sizes = sizes_of(config, backend)
+    sizes, capacity = sizes_of(config, backend), row_shape_of(config.data, parallel.tensor).masked_capacity
     an_element = _ADDITION_TRAFFIC + (_ROTARY_TRAFFIC if model.position_embedding == "rotary" else 0.0)
     return Work(
         num_layers=tuple(sum(layers[rank :: parallel.pipeline]) for rank in range(parallel.pipeline)),
@@ -116,7 +116,8 @@ def work_of(config: PretrainConfig, data_size: int, vocabulary_size: int, attend
         sequence_length=attended,
         # The head's square matrix and the decoder, as one product of the same arithmetic.
         head_columns=vocabulary_size + model.hidden_size,
-        head_tokens=float(row_shape_of(config.data, parallel.tensor).masked_capacity),
+        head_tokens=float(capacity),
+        last_tokens=float(capacity),
         num_micro_batches=config.train.global_batch_rows // data_size,
         tensor=parallel.tensor,
         virtual_pipeline=parallel.virtual_pipeline,
@@ -126,6 +127,7 @@ def work_of(config: PretrainConfig, data_size: int, vocabulary_size: int, attend
         overlap=parallel.overlap_communication,
         recompute=config.train.recompute,
         layer_bytes=layer_activations(sizes, "none"),
+        last_bytes=layer_activations(sizes, "none", capacity / sizes.tokens),
         stage_parameters=tuple(rank_parameters(config, vocabulary_size)),
         element=sizes.element,
         unfused_bytes=an_element * sizes.split / sizes.element,

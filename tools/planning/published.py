@@ -90,6 +90,7 @@ def _work(
         sequence_length=length,
         head_columns=columns,
         head_tokens=head_tokens,
+        last_tokens=tokens,
         num_micro_batches=num_micro_batches,
         tensor=tensor,
         virtual_pipeline=_GPT_CHUNKS if pipeline > 1 else 1,
@@ -99,6 +100,7 @@ def _work(
         overlap=True,
         recompute="none",
         layer_bytes=(4 + 6 + 8) * split,
+        last_bytes=(4 + 6 + 8) * split,
         tensor_overlap=tensor_overlap,
         stage_parameters=tuple((12 * count * hidden * hidden + columns * hidden) // tensor for count in per_stage),
     )

@@ -35,6 +35,7 @@ class Work:
         sequence_length: Tokens that a token attends to, on average over tokens.
         head_columns: Columns of the output matrix, and ``head_tokens`` the positions it runs on.
         head_tokens: Positions the head predicts.
+        last_tokens: Tokens that attend and go on in the last layer: ProteinBert's are the positions it predicts.
         num_micro_batches: Micro-batches of a step on each rank.
         tensor: Tensor-parallel size.
         virtual_pipeline: Chunks a stage holds.
@@ -44,6 +45,7 @@ class Work:
         overlap: Gradients are reduced and weights gathered during computation.
         recompute: ``none``, ``selective`` or ``full``.
         layer_bytes: Bytes one layer keeps of a micro-batch on this rank, without recomputation.
+        last_bytes: The same of the last layer.
         stage_parameters: Parameters of each stage on this rank.
         element: Bytes of a weight or activation.
         unfused_bytes: Memory traffic of a layer, forward and backward, that fused kernels would not have.
@@ -57,6 +59,7 @@ class Work:
     sequence_length: float
     head_columns: int
     head_tokens: float
+    last_tokens: float
     num_micro_batches: int
     tensor: int
     virtual_pipeline: int
@@ -66,6 +69,7 @@ class Work:
     overlap: bool
     recompute: str
     layer_bytes: float
+    last_bytes: float
     stage_parameters: tuple[int, ...]
     element: int = 2
     tensor_overlap: bool = False
@@ -84,10 +88,12 @@ class Work:
     @property
     def flops(self) -> float:
         """Floating-point operations of a step over all GPUs, recomputation not counted."""
-        matrices = 2.0 * (4 * self.hidden * self.hidden + 2 * self.hidden * self.wide)
-        layer = self.tokens * (matrices + 4.0 * self.hidden * self.sequence_length)
+        projections = 6.0 * self.hidden * self.hidden
+        rest = 2.0 * self.hidden * (self.hidden + 2 * self.wide + 2.0 * self.sequence_length)
+        last = self.tokens * projections + self.last_tokens * rest
         head = 2.0 * self.head_tokens * self.hidden * self.head_columns
-        return 3.0 * self.num_micro_batches * self.data * (sum(self.num_layers) * layer + head)
+        layers = (sum(self.num_layers) - 1) * self.tokens * (projections + rest) + last
+        return 3.0 * self.num_micro_batches * self.data * (layers + head)
 
 
 @dataclass(frozen=True)
@@ -132,22 +138,24 @@ def matrix_seconds(rows: float, inner: float, columns: float, gpu: Gpu) -> float
     return 2.0 * rows * inner * columns / (gpu.tflops * 1e12 * share)
 
 
-def layer_seconds(work: Work, gpu: Gpu) -> float:
-    """Return the seconds one layer computes for one micro-batch, forward and backward.
+def layer_seconds(work: Work, gpu: Gpu, is_last: bool = False) -> float:
+    """Return the seconds one layer, or the last one, computes for one micro-batch, forward and backward.
 
     The backward pass costs twice the forward pass; ``full`` recomputation adds a forward pass, ``selective`` that of
     attention. Kernels cannot be started faster than Python launches them.
     """
-    hidden, wide, tokens, tensor = work.hidden, work.wide, work.tokens, work.tensor
+    hidden, wide, tensor = work.hidden, work.wide, work.tensor
+    tokens, kept = (work.last_tokens, work.last_bytes) if is_last else (work.tokens, work.layer_bytes)
     matrices = (
-        matrix_seconds(tokens, hidden, 3 * hidden / tensor, gpu)
+        matrix_seconds(work.tokens, hidden, 3 * hidden / tensor, gpu)
         + matrix_seconds(tokens, hidden / tensor, hidden, gpu)
         + matrix_seconds(tokens, hidden, wide / tensor, gpu)
         + matrix_seconds(tokens, wide / tensor, hidden, gpu)
     )
     rate = gpu.tflops * 1e12 * gpu.matrix_share * ATTENTION_SHARE
     attention = 4.0 * tokens * hidden * work.sequence_length / tensor / rate
-    traffic = (TRAFFIC_FACTOR * work.layer_bytes + work.unfused_bytes) / (gpu.memory_gb_per_second * 1e9)
+    unfused = work.unfused_bytes * tokens / work.tokens
+    traffic = (TRAFFIC_FACTOR * kept + unfused) / (gpu.memory_gb_per_second * 1e9)
     again = {"none": 0.0, "selective": attention, "full": matrices + attention + traffic / 3}[work.recompute]
     passes = {"none": 1.0, "selective": 1.1, "full": 4 / 3}[work.recompute]
     computed = 3 * (matrices + attention) + traffic + again
@@ -230,7 +238,9 @@ def step_time(work: Work, gpu: Gpu) -> StepTime:
     m max(T) + (sum(T) - max(T)) / v (Narayanan et al. 2021), and what follows the last backward pass.
     """
     layer, messages = layer_seconds(work, gpu), tensor_seconds(work, gpu)
-    head, neighbours = head_seconds(work, gpu), pipeline_seconds(work, gpu)
+    # What the last stage computes beside so many whole layers.
+    head = head_seconds(work, gpu) + layer_seconds(work, gpu, is_last=True) - layer
+    neighbours = pipeline_seconds(work, gpu)
     last = work.pipeline - 1
     stages = [
         count * (layer + messages) + neighbours + (head if stage == last else 0.0)

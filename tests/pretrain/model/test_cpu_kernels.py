@@ -56,26 +56,28 @@ def test_gelu_of_many_tokens_is_the_same_on_any_number_of_threads() -> None:
 @settings(max_examples=50)
 @given(
     length=st.integers(1, 70),
+    num_queries=st.integers(1, 70),
     more=st.integers(0, 40),
     spread=st.sampled_from([0.1, 3.0, 200.0]),
     seed=st.integers(0, 9),
 )
 def test_softmax_and_its_gradient_are_torchs_and_zero_beyond_the_length(
-    length: int, more: int, spread: float, seed: int
+    length: int, num_queries: int, more: int, spread: float, seed: int
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
-    size = length + more
-    scores = (spread * torch.randn((2, size, size), generator=generator)).bfloat16()
-    exact = torch.softmax(scores[:, :length, :length].double(), dim=-1)
-    cpu_kernels.softmax(bits(scores), length)
-    inside = scores[:, :length, :length].double()
+    scores = (spread * torch.randn((2, num_queries + more, length + more), generator=generator)).bfloat16()
+    exact = torch.softmax(scores[:, :num_queries, :length].double(), dim=-1)
+    cpu_kernels.softmax(bits(scores), num_queries, length)
+    inside = scores[:, :num_queries, :length].double()
     assert float((inside - exact).abs().max()) < 2 * HALF_STEP
-    assert not scores[:, length:].any() and not scores[:, :, length:].any()
+    assert not scores[:, num_queries:].any() and not scores[:, :, length:].any()
     gradients = torch.randn(scores.shape, generator=generator).bfloat16()
-    exact_gradients = torch._softmax_backward_data(gradients[:, :length, :length].double(), inside, -1, torch.float64)
-    cpu_kernels.softmax_backward(bits(scores), bits(gradients), length)
-    torch.testing.assert_close(gradients[:, :length, :length].double(), exact_gradients, rtol=2 * HALF_STEP, atol=1e-4)
-    assert not gradients[:, length:].any() and not gradients[:, :, length:].any()
+    of_inside = gradients[:, :num_queries, :length].double()
+    exact_gradients = torch._softmax_backward_data(of_inside, inside, -1, torch.float64)
+    cpu_kernels.softmax_backward(bits(scores), bits(gradients), num_queries)
+    found = gradients[:, :num_queries, :length].double()
+    torch.testing.assert_close(found, exact_gradients, rtol=2 * HALF_STEP, atol=1e-4)
+    assert not gradients[:, num_queries:].any() and not gradients[:, :, length:].any()
 
 
 def test_scattering_undoes_gathering() -> None:

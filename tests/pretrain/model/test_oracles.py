@@ -1,5 +1,6 @@
 """ProteinBert with the weights of other libraries' models: the same logits, losses and gradients."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ from tests.pretrain.model.oracles import (
     megatron_bert,
     randomise,
 )
-from tests.pretrain.tiny import ESM, inputs_of, random_sequences, split_by_sequence, tiny_config
+from tests.pretrain.tiny import ESM, batch_of, random_sequences, split_by_sequence, tiny_config
 
 LENGTHS = (30, 3, 61, 17, 2)  # 15 places of padding in a row of 128
 PROTEINLM = get_vocabulary("proteinlm")
@@ -39,9 +40,16 @@ def build(config: PretrainConfig, weights: dict[str, Tensor], place: Place, voca
 
 
 @torch.no_grad()
-def packed_logits(chunk: Any, sequences: list[list[int]], pad: int, place: Place, row_tokens: int = 128) -> Tensor:
+def packed_logits(
+    chunk: Any,
+    sequences: list[list[int]],
+    pad: int,
+    place: Place,
+    row_tokens: int = 128,
+    asked: Sequence[int] | None = None,
+) -> Tensor:
     chunk.eval()
-    return chunk(**inputs_of(sequences, row_tokens, pad, place.device))
+    return chunk(batch_of(sequences, row_tokens, pad, place.device, asked))
 
 
 def assert_equal(ours: list[Tensor], theirs: list[Tensor]) -> None:
@@ -127,8 +135,8 @@ def test_logits_beyond_the_vocabulary_are_minus_infinity(alone: Place) -> None:
 def packed_row(sequences: list[list[int]], row_tokens: int, capacity: int, seed: int) -> PackedRow:
     """A row whose mask tokens, and some residues shown as they are, are to be predicted; places of no use follow."""
     generator = np.random.default_rng(seed)
-    inputs = inputs_of(sequences, row_tokens, ESM.pad, torch.device("cpu"))
-    tokens = inputs["tokens"].numpy()
+    batch = batch_of(sequences, row_tokens, ESM.pad, torch.device("cpu"))
+    tokens = batch.tokens.numpy()
     masked = np.flatnonzero(tokens == ESM.mask)
     kept = generator.choice(np.flatnonzero(np.isin(tokens, ESM.replacements)), 4, replace=False)
     places = np.sort(np.concatenate((masked, kept)))
@@ -137,10 +145,10 @@ def packed_row(sequences: list[list[int]], row_tokens: int, capacity: int, seed:
     kinds = np.where(tokens[places] == ESM.mask, MASK_TOKEN, KEPT)
     return PackedRow(
         tokens=tokens,
-        positions=inputs["positions"].numpy(),
-        cu_seqlens=inputs["cu_seqlens"].numpy(),
+        positions=batch.positions.numpy(),
+        cu_seqlens=batch.cu_seqlens.numpy(),
         num_sequences=len(sequences),
-        masked_positions=np.pad(places, (0, unused)),
+        masked_positions=np.pad(places, (0, unused), constant_values=row_tokens - 1),
         labels=np.pad(labels, (0, unused), constant_values=ESM.pad),
         masked_kind=np.pad(kinds, (0, unused)).astype(np.uint8),
         num_residues=0,
@@ -209,9 +217,31 @@ def test_bf16_varlen_logits_are_close_to_those_of_esm_for_masked_lm(alone: Place
         assert float((mine - other).norm() / other.norm()) < 0.05
 
 
-@pytest.mark.gpu
-@pytest.mark.parametrize("backend", ["varlen", "te"])
-def test_fused_attention_agrees_with_sdpa_in_bf16(alone: Place, backend: str) -> None:
+# Where few tokens attend in the last layer: none of the first sequence, one thrice, as unused places of a row are.
+SOME_PLACES = (*range(LENGTHS[0], LENGTHS[0] + 20, 4), *range(60, 100, 3), 127, 127, 127)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_logits_where_they_are_asked_for_are_those_of_all_places(alone: Place, precision: str) -> None:
+    theirs = esm_for_masked_lm(tiny_config().model, 80)
+    chunk, _ = build(tiny_config(train={"precision": precision}), from_esm(theirs.state_dict(), 4), alone)
+    sequences = random_sequences(LENGTHS, seed=1)
+    all_places = packed_logits(chunk, sequences, ESM.pad, alone)[:, : ESM.size]
+    some = packed_logits(chunk, sequences, ESM.pad, alone, asked=SOME_PLACES)[:, : ESM.size]
+    tolerance = 1e-5 if precision == "fp32" else 0.02
+    assert float((some - all_places[list(SOME_PLACES)]).norm() / some.norm()) < tolerance
+
+
+@pytest.mark.parametrize("asked", [None, SOME_PLACES], ids=["all places", "some places"])
+@pytest.mark.parametrize(
+    "backend",
+    [
+        pytest.param("matmul", marks=pytest.mark.skipif(torch.cuda.is_available(), reason="is for the CPU")),
+        pytest.param("varlen", marks=pytest.mark.gpu),
+        pytest.param("te", marks=pytest.mark.gpu),
+    ],
+)
+def test_fused_attention_agrees_with_sdpa_in_bf16(alone: Place, backend: str, asked: tuple[int, ...] | None) -> None:
     if backend == "te":
         pytest.importorskip("transformer_engine.pytorch")
     theirs = esm_for_masked_lm(tiny_config().model, 80)
@@ -220,6 +250,6 @@ def test_fused_attention_agrees_with_sdpa_in_bf16(alone: Place, backend: str) ->
     for name in (backend, "sdpa"):
         config = tiny_config(model={"attention_backend": name}, train={"precision": "bf16"})
         chunk, _ = build(config, from_esm(theirs.state_dict(), 4), alone)
-        logits = packed_logits(chunk, sequences, ESM.pad, alone)
-        found.append(torch.cat(split_by_sequence(logits[:, : ESM.size], sequences)))
+        logits = packed_logits(chunk, sequences, ESM.pad, alone, asked=asked)[:, : ESM.size]
+        found.append(torch.cat(split_by_sequence(logits, sequences)) if asked is None else logits)
     assert float((found[0] - found[1]).norm() / found[1].norm()) < 0.03

@@ -12,7 +12,7 @@ from torch import Tensor
 from megaprot.pretrain.engine import build_model, transformer_config
 from megaprot.pretrain.parallel import Place
 from tests.pretrain.model.oracles import randomise
-from tests.pretrain.tiny import ESM, inputs_of, random_sequences, split_by_sequence, tiny_config
+from tests.pretrain.tiny import ESM, batch_of, random_sequences, split_by_sequence, tiny_config
 
 ROW_TOKENS = 96
 VARIANTS = [(positions, dropout) for positions in ("rotary", "learned") for dropout in (False, True)]
@@ -29,7 +29,7 @@ def model_of(place: Place, positions: str, token_dropout: bool) -> Any:
 
 @torch.no_grad()
 def logits_by_sequence(model: Any, sequences: list[list[int]], row_tokens: int, place: Place) -> list[Tensor]:
-    logits = model(**inputs_of(sequences, row_tokens, ESM.pad, place.device))
+    logits = model(batch_of(sequences, row_tokens, ESM.pad, place.device))
     return split_by_sequence(logits[:, : ESM.size], sequences)
 
 
@@ -71,21 +71,21 @@ def test_changing_a_residue_changes_no_other_sequence_at_all(
 def test_what_stands_in_the_padding_changes_nothing(alone: Place, positions: str, token_dropout: bool) -> None:
     model = model_of(alone, positions, token_dropout)
     sequences = random_sequences([30, 20], seed=3)
-    inputs = inputs_of(sequences, ROW_TOKENS, ESM.pad, alone.device)
+    batch = batch_of(sequences, ROW_TOKENS, ESM.pad, alone.device)
     with torch.no_grad():
-        clean = model(**inputs)[:50]
-        inputs["tokens"][50:] = ESM.mask
-        dirty = model(**inputs)[:50]
+        clean = model(batch)[:50]
+        batch.tokens[50:] = ESM.mask
+        dirty = model(batch)[:50]
     assert torch.equal(clean, dirty)
 
 
 def test_a_row_of_padding_alone_gives_finite_logits(alone: Place) -> None:
     for positions, token_dropout in VARIANTS:
-        logits = model_of(alone, positions, token_dropout)(**inputs_of([], ROW_TOKENS, ESM.pad, alone.device))
+        logits = model_of(alone, positions, token_dropout)(batch_of([], ROW_TOKENS, ESM.pad, alone.device))
         assert bool(torch.isfinite(logits[:, : ESM.size]).all())
 
 
 def test_a_row_of_mask_tokens_alone_gives_finite_logits_under_token_dropout(alone: Place) -> None:
     model = model_of(alone, "rotary", True)
-    logits = model(**inputs_of([[ESM.mask] * ROW_TOKENS], ROW_TOKENS, ESM.pad, alone.device))
+    logits = model(batch_of([[ESM.mask] * ROW_TOKENS], ROW_TOKENS, ESM.pad, alone.device))
     assert bool(torch.isfinite(logits[:, : ESM.size]).all())

@@ -25,7 +25,7 @@ from megaprot.pretrain.optimizer import build_optimizer
 from tests.distributed.layouts import Layouts, to_config
 from tests.distributed.run import run_processes
 from tests.pretrain.global_weights import load_global
-from tests.pretrain.tiny import inputs_of
+from tests.pretrain.tiny import batch_of
 
 
 def save_under(config: PretrainConfig, place: parallel.Place, weights: dict[str, Tensor], folder: Path) -> Path:
@@ -45,13 +45,13 @@ def logits_under(config: PretrainConfig, place: parallel.Place, task: dict[str, 
     chunks = build_model(config, transformer_config(config), vocabulary, place)
     checkpoint.load(Path(task["folder"]), chunks)
     model = chunks[0].module.eval()
-    inputs = inputs_of(task["sequences"], task["row_tokens"], vocabulary.pad, place.device)
+    batch = batch_of(task["sequences"], task["row_tokens"], vocabulary.pad, place.device)
     with torch.no_grad():
         if place.pipeline_rank:
             hidden = torch.empty((task["row_tokens"], 1, config.model.hidden_size))
             dist.recv(hidden, parallel_state.get_pipeline_model_parallel_prev_rank())
             model.set_input_tensor(hidden)
-        output: Tensor = model(**inputs)
+        output: Tensor = model(batch)
         if not parallel_state.is_pipeline_last_stage():
             dist.send(output, parallel_state.get_pipeline_model_parallel_next_rank())
             return None

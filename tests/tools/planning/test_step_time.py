@@ -26,6 +26,7 @@ def work(**changed: object) -> Work:
         sequence_length=512.0,
         head_columns=1152,
         head_tokens=1500.0,
+        last_tokens=1500.0,
         num_micro_batches=8,
         tensor=1,
         virtual_pipeline=1,
@@ -35,6 +36,7 @@ def work(**changed: object) -> Work:
         overlap=False,
         recompute="none",
         layer_bytes=3e8,
+        last_bytes=1.5e8,
         stage_parameters=(150_000_000,),
     )
     return replace(base, **changed)  # type: ignore[arg-type]
@@ -84,7 +86,8 @@ def test_overlap_hides_what_fits_beside_one_row() -> None:
 
 
 def test_the_bubble_is_that_of_the_schedule() -> None:
-    run = work(num_layers=(3, 3, 3, 3), stage_parameters=(40_000_000,) * 4, head_tokens=1e-9)
+    like_others = {"head_tokens": 1e-9, "last_tokens": 8192.0, "last_bytes": 3e8}
+    run = work(num_layers=(3, 3, 3, 3), stage_parameters=(40_000_000,) * 4, **like_others)
     plain = step_time.step_time(run, ROUND)
     assert plain.bubble / plain.busy == pytest.approx(3 / 8, rel=1e-3)
     chunks = step_time.step_time(replace(run, virtual_pipeline=3), ROUND)
@@ -107,6 +110,7 @@ def test_more_work_never_takes_less_time(tokens: int, rows: int, recompute: str)
     total = step_time.step_time(one, ROUND).total
     assert step_time.step_time(replace(one, num_micro_batches=rows + 1), ROUND).total > total
     assert step_time.step_time(replace(one, tokens=2 * tokens), ROUND).total >= total
+    assert step_time.step_time(replace(one, last_tokens=2 * one.last_tokens), ROUND).total >= total
     assert step_time.step_time(replace(one, recompute="none"), ROUND).total <= total
 
 
