@@ -3,21 +3,22 @@
 All train the same ESM-2 shape, one optimizer step after another, in random order (or grouped by length, where said).
 The peers are transformers' EsmForMaskedLM (bf16 autocast, SDPA, batches of 16 padded to their longest sequence), the
 same on batches grouped by length as transformers' Trainer does, and megatron-core's own BertModel (bf16 weights, its
-DotProductAttention, padded to 512). Padding, <cls> and <eos> count for none.
-usage: python benchmarks/bench_pretraining.py [--shapes 8m 35m] [--rounds 5] [--seconds 6] [--precision bf16]
+DotProductAttention, padded to 512). Padding, <cls> and <eos> count for none. Each has a process of its own, with the
+environment its user would have.
+usage: python benchmarks/bench_pretraining.py [--shapes 8m 35m] [--rounds 3] [--seconds 6] [--precision bf16]
 """
 
 import argparse
-import os
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from corpora import ESM, write_corpora
-from measure import SHAPES, compared, rates_in_turn, record
+from measure import SHAPES, apart, compared, rates_in_turn, record
 from numpy.typing import NDArray
 from ranks import config_of
 from torch import Tensor
@@ -32,6 +33,7 @@ from megatron.core.transformer.enums import AttnBackend
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megaprot.pretrain import parallel
+from megaprot.pretrain.__main__ import OPENMP
 from megaprot.pretrain.blend import open_blend
 from megaprot.pretrain.corpus import Corpus
 from megaprot.pretrain.training import Training
@@ -41,16 +43,10 @@ PEER_BATCH = 16
 Contender = Callable[[], int]
 
 
-def forget_attention() -> None:
-    """Let megatron-core build another model: it keeps the attention of the one before in the environment."""
-    for name in ("NVTE_FLASH_ATTN", "NVTE_FUSED_ATTN", "NVTE_UNFUSED_ATTN"):
-        os.environ.pop(name, None)
-
-
-def ours(shape: str, corpus: Corpus, precision: Any, place: parallel.Place) -> Contender:
-    """Return a function that takes one optimizer step and returns its real residues."""
-    config = config_of(shape, corpus.prefix.parent, 4096, LONGEST, precision=precision)
-    forget_attention()
+def ours(shape: str, folder: Path, precision: Any) -> Contender:
+    """Return a function that takes one optimizer step on the corpora of a folder and returns its real residues."""
+    config = config_of(shape, folder, 4096, LONGEST, precision=precision)
+    place = parallel.lay_out(parallel.ParallelConfig(), parallel.start_processes(5))
     training = Training(config, open_blend(config.data), place)
     steps = training.steps()
 
@@ -97,7 +93,7 @@ def finish(model: torch.nn.Module, optimizer: torch.optim.Optimizer, loss: Tenso
     optimizer.zero_grad()
 
 
-def of_transformers(shape: str, corpus: Corpus, precision: str, is_grouped: bool) -> Contender:
+def of_transformers(shape: str, folder: Path, precision: str, is_grouped: bool) -> Contender:
     """Return the same for EsmForMaskedLM as a user would train it."""
     num_layers, hidden_size = SHAPES[shape]
     config = EsmConfig(
@@ -107,7 +103,7 @@ def of_transformers(shape: str, corpus: Corpus, precision: str, is_grouped: bool
     )  # fmt: skip
     model = EsmForMaskedLM._from_config(config, attn_implementation="sdpa")
     optimizer = torch.optim.AdamW(model.parameters(), lr=4e-4, fused=True)
-    source = batches(corpus, is_grouped)
+    source = batches(Corpus.open(folder / "train"), is_grouped)
 
     def step() -> int:
         sequences = next(source)
@@ -120,8 +116,9 @@ def of_transformers(shape: str, corpus: Corpus, precision: str, is_grouped: bool
     return step
 
 
-def of_megatron(shape: str, corpus: Corpus, precision: str) -> Contender:
+def of_megatron(shape: str, folder: Path, precision: str) -> Contender:
     """Return the same for megatron-core's BertModel, padded to 512 as its data set pads."""
+    parallel.lay_out(parallel.ParallelConfig(), parallel.start_processes(5))
     num_layers, hidden_size = SHAPES[shape]
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     config = TransformerConfig(
@@ -130,14 +127,13 @@ def of_megatron(shape: str, corpus: Corpus, precision: str) -> Contender:
         bf16=precision == "bf16", gradient_accumulation_fusion=False, masked_softmax_fusion=False,
         bias_activation_fusion=False, bias_dropout_fusion=False, persist_layer_norm=False, apply_rope_fusion=False,
     )  # fmt: skip
-    forget_attention()
     model = BertModel(
         config, num_tokentypes=0, transformer_layer_spec=bert_layer_local_spec, vocab_size=128,
         max_sequence_length=LONGEST, add_binary_head=False, parallel_output=True,
         share_embeddings_and_output_weights=True, position_embedding_type="rope",
     ).to(dtype)  # fmt: skip
     optimizer = torch.optim.AdamW(model.parameters(), lr=4e-4, fused=True)
-    source = batches(corpus, False)
+    source = batches(Corpus.open(folder / "train"), False)
 
     def step() -> int:
         tokens, labels, real = masked(next(source), LONGEST)
@@ -149,29 +145,35 @@ def of_megatron(shape: str, corpus: Corpus, precision: str) -> Contender:
     return step
 
 
+CONTENDERS: dict[str, tuple[Callable[..., Contender], tuple[Any, ...], dict[str, str]]] = {
+    "megaprot": (ours, (), OPENMP),
+    "transformers, random order": (of_transformers, (False,), {}),
+    "transformers, grouped by length": (of_transformers, (True,), {}),
+    "megatron-core BertModel, padded to 512": (of_megatron, (), {}),
+}
+
+
 def main() -> None:
     """Measure in turn, print and record."""
     options = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     options.add_argument("--shapes", nargs="+", choices=SHAPES, default=["8m", "35m"])
-    options.add_argument("--rounds", type=int, default=5)
+    options.add_argument("--rounds", type=int, default=3)
     options.add_argument("--seconds", type=float, default=6.0)
     options.add_argument("--precision", choices=("bf16", "fp32"), default="bf16")
     given = options.parse_args()
     results = []
     with tempfile.TemporaryDirectory() as temporary:
-        place = parallel.lay_out(parallel.ParallelConfig(), parallel.start_processes(5))
-        for name, corpus in write_corpora(Path(temporary)).items():
+        for name in write_corpora(Path(temporary)):
             for shape in given.shapes:
-                contenders = {
-                    "megaprot": ours(shape, corpus, given.precision, place),
-                    "transformers, random order": of_transformers(shape, corpus, given.precision, False),
-                    "transformers, grouped by length": of_transformers(shape, corpus, given.precision, True),
-                    "megatron-core BertModel, padded to 512": of_megatron(shape, corpus, given.precision),
-                }
-                rates = rates_in_turn(contenders, given.rounds, given.seconds)
+                about = shape, Path(temporary) / name, given.precision
+                with ExitStack() as stack:
+                    contenders = {
+                        contender: stack.enter_context(apart(make, *about, *more, environment=environment))
+                        for contender, (make, more, environment) in CONTENDERS.items()
+                    }
+                    rates = rates_in_turn(contenders, given.rounds, given.seconds)
                 claim = f"residues a second in training, ESM-2 {shape} shape, {given.precision}; sequences: {name}"
                 results.append(compared(claim, "residues_per_second", rates))
-        parallel.stop_processes()
     threads = torch.get_num_threads()
     record(
         f"pretraining_cpu_{given.precision}",

@@ -1,13 +1,15 @@
 """What all benchmarks share: rounds in turn, medians and ratios, and a record with machine, versions and commit."""
 
 import json
+import multiprocessing
 import os
 import platform
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -42,6 +44,50 @@ def rates_in_turn(
         for name, step in contenders.items():
             rates[name].append(rate(step, seconds, clock))
     return rates
+
+
+@contextmanager
+def apart(make: Callable[..., Callable[[], int]], *arguments: Any, environment: Mapping[str, str]) -> Iterator[Any]:
+    """Give a contender a process of its own, so that none meets what another has set or left behind.
+
+    Args:
+        make: Function of a module, called there with ``arguments``; returns the contender.
+        arguments: What can be sent to a process.
+        environment: Variables that are set before it imports anything.
+
+    Yields:
+        A function that calls the contender there and returns what it counts.
+    """
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe()
+    process = context.Process(target=_serve, args=(there, make, arguments), daemon=True)
+    before = dict(os.environ)
+    os.environ.update(environment)
+    process.start()
+    os.environ.clear()
+    os.environ.update(before)
+    there.close()
+
+    def call() -> int:
+        here.send(None)
+        counted: int = here.recv()
+        return counted
+
+    try:
+        yield call
+    finally:
+        here.close()
+        process.join()
+
+
+def _serve(connection: Any, make: Callable[..., Callable[[], int]], arguments: tuple[Any, ...]) -> None:
+    step = make(*arguments)
+    while True:
+        try:
+            connection.recv()
+        except EOFError:
+            return
+        connection.send(step())
 
 
 def compared(claim: str, unit: str, rates: dict[str, list[float]], ours: str = "megaprot") -> dict[str, Any]:

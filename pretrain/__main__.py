@@ -13,6 +13,9 @@ from megaprot.pretrain.config import PretrainConfig
 
 CONFIG = PretrainConfig
 RECIPES = Path(__file__).parent / "recipes"
+# Read when torch is loaded. Threads of torch's OpenMP spin for milliseconds after each operator, on the very cores that
+# the kernels of pretrain/model/cpu_threads.py need next; so many turns are some microseconds.
+OPENMP = {"GOMP_SPINCOUNT": "100"}
 
 
 def run(config: PretrainConfig) -> None:
@@ -22,6 +25,8 @@ def run(config: PretrainConfig) -> None:
         InputError: Configuration, data or checkpoint are wrong (exit status 2).
         RunError: The run failed (exit status 1).
     """
+    for name, value in OPENMP.items():
+        os.environ.setdefault(name, value)
     quiet("megatron")
     quiet("torch.distributed")  # names of collectives that megatron-core still uses are deprecated there
     from megaprot.pretrain import parallel, training, validation

@@ -104,9 +104,7 @@ def test_what_cannot_fit_anywhere_names_the_part() -> None:
 
 def test_a_layout_that_cannot_fit_is_refused_with_the_nearest_that_does() -> None:
     config = recipe("esm2_15b")
-    with pytest.raises(
-        InputError, match=r"no room is left for gradients; the nearest that fits: --parallel.tensor 2 "
-    ):
+    with pytest.raises(InputError, match=r"no room is left for gradients; the nearest that fits: --parallel.tensor 2 "):
         refuse_unless_fits(config, 128, H100)
     asked = replace(config, parallel=ParallelConfig(tensor=8, sequence=True, distributed_optimizer=True))
     assert not refuse_unless_fits(asked, 128, H100).too_large
