@@ -10,6 +10,7 @@ PYTHON ?= python3
 VENV ?= .venv
 CONSTRAINTS ?= constraints-cpu.txt
 
+SHELL := bash
 BIN := $(abspath $(VENV))/bin
 PIP_INSTALL := $(BIN)/python -m pip install $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
 ROOMS := common pretrain finetune tools launch
@@ -33,7 +34,8 @@ lint: $(VENV)/.installed-dev
 	MYPYPATH=build/types $(BIN)/mypy -p megaprot
 
 bench: $(VENV)/.installed-dev
-	for script in benchmarks/bench_*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+	for script in benchmarks/bench_*.py; do \
+		echo "== $$script"; SECONDS=0; $(BIN)/python $$script || exit 1; echo "== $$script: $$SECONDS s"; done
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis quickstart

@@ -3,7 +3,7 @@
 Each point is a process of its own, with one thread: processor time (user and system, summed over processes) a residue,
 and peak memory. Sequences of one length fill rows of 4,096 tokens; corpora are plans of an epoch for log-normal lengths
 of mean 158; processes share the data of one batch. Writes ``benchmarks/results/growth.json`` and ``growth.png``.
-usage: python benchmarks/bench_growth.py [--steps 3] [--rounds 1]
+usage: python benchmarks/bench_growth.py [--steps 2] [--rounds 1]
 """
 
 import argparse
@@ -23,7 +23,7 @@ from megaprot.common.packing_plan import plan_epoch
 from megaprot.common.vocabulary import get_vocabulary
 from megaprot.pretrain.corpus import CorpusWriter
 
-LENGTHS = (64, 128, 256, 512, 1024, 2048)
+LENGTHS = (64, 256, 512, 1024, 2048)
 CORPORA = (10_000, 100_000, 1_000_000, 10_000_000, PFAM_SEQUENCES)
 PROCESSES = (1, 2, 4)
 ROW_TOKENS = 4096
@@ -78,7 +78,7 @@ def draw(tables: dict[str, list[dict[str, Any]]], output: Path) -> None:
 def main() -> None:
     """Measure all points, record and draw; or be one process of one."""
     options = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    options.add_argument("--steps", type=int, default=3)
+    options.add_argument("--steps", type=int, default=2)
     options.add_argument("--rounds", type=int, default=1)
     for name in ("results", "corpus"):
         options.add_argument(f"--{name}", type=Path, help=argparse.SUPPRESS)
