@@ -176,7 +176,7 @@ def main() -> None:
                 results.append(compared(claim, "residues_per_second", rates))
     threads = torch.get_num_threads()
     record(
-        f"pretraining_cpu_{given.precision}",
+        f"pretraining_cpu_{'_'.join(given.shapes)}_{given.precision}",
         [{"threads": threads}, *results],
         ["megatron-core", "torch", "transformers"],
     )
