@@ -161,10 +161,11 @@ def main() -> None:
     options.add_argument("--seconds", type=float, default=6.0)
     options.add_argument("--precision", choices=("bf16", "fp32"), default="bf16")
     given = options.parse_args()
-    results = []
     with tempfile.TemporaryDirectory() as temporary:
-        for name in write_corpora(Path(temporary)):
-            for shape in given.shapes:
+        corpora = write_corpora(Path(temporary))
+        for shape in given.shapes:
+            results: list[dict[str, Any]] = [{"threads": torch.get_num_threads()}]
+            for name in corpora:
                 about = shape, Path(temporary) / name, given.precision
                 with ExitStack() as stack:
                     contenders = {
@@ -174,12 +175,8 @@ def main() -> None:
                     rates = rates_in_turn(contenders, given.rounds, given.seconds)
                 claim = f"residues a second in training, ESM-2 {shape} shape, {given.precision}; sequences: {name}"
                 results.append(compared(claim, "residues_per_second", rates))
-    threads = torch.get_num_threads()
-    record(
-        f"pretraining_cpu_{'_'.join(given.shapes)}_{given.precision}",
-        [{"threads": threads}, *results],
-        ["megatron-core", "torch", "transformers"],
-    )
+            packages = ["megatron-core", "torch", "transformers"]
+            record(f"pretraining_cpu_{shape}_{given.precision}", results, packages)
 
 
 if __name__ == "__main__":

@@ -91,14 +91,17 @@ def _serve(connection: Any, make: Callable[..., Callable[[], int]], arguments: t
 
 
 def compared(claim: str, unit: str, rates: dict[str, list[float]], ours: str = "megaprot") -> dict[str, Any]:
-    """Return medians, rounds and the ratio of ours to each peer; names that begin with ``megaprot`` are no peers."""
+    """Return medians, rounds and ratios of ours to each peer, whose name does not begin with ``megaprot``."""
     medians = {name: statistics.median(values) for name, values in rates.items()}
+    peers = [name for name in rates if not name.startswith("megaprot")]
     return {
         "claim": claim,
         unit: {name: round(value) for name, value in medians.items()},
         "rounds": {name: [round(value) for value in values] for name, values in rates.items()},
-        "ratio": {
-            name: round(medians[ours] / value, 2) for name, value in medians.items() if not name.startswith("megaprot")
+        "ratio": {name: round(medians[ours] / medians[name], 2) for name in peers},
+        "ratio_by_round": {
+            name: [round(mine / other, 2) for mine, other in zip(rates[ours], rates[name], strict=True)]
+            for name in peers
         },
     }
 

@@ -37,7 +37,7 @@ def masked_sequences(run: Path, corpus: Path) -> Iterator[tuple[torch.Tensor, to
     newest = checkpoint.newest_complete(run / "checkpoints")
     if newest is None:
         sys.exit(f"{run} holds no checkpoint")
-    shape = row_shape_of(checkpoint.read_config(newest).data, tensor=1)
+    shape = row_shape_of(checkpoint.read_config(newest).data, tensor=1, has_fp8=False)
     stream = ValidationStream([Corpus.open(corpus / "valid")], shape)
     for row in map(stream.row, range(stream.num_rows)):
         tokens = torch.from_numpy(row.tokens)

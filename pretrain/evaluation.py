@@ -61,7 +61,7 @@ def evaluate_checkpoint(
     """
     chunks = build_model(config, transformer_config(config), corpus.vocabulary, place)
     checkpoint.load(folder, chunks)
-    shape = row_shape_of(config.data, config.parallel.tensor)
+    shape = row_shape_of(config.data, config.parallel.tensor, config.train.fp8)
     stream = ValidationStream([corpus], shape, max_rows=max_rows)
     tally = evaluate_stream(chunks, stream, config, place)
     return {

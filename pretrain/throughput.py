@@ -20,7 +20,7 @@ def training_flops(
 
     A multiply-add is two operations and the backward pass costs twice the forward pass. Per token and layer the
     matrices cost 2 (4 h^2 + 2 h f); attention costs 4 h times the token's own sequence length, so it is summed by
-    sequence. The last layer makes query, key and value of every token, 6 h^2 each; the rest of it, and the head at
+    sequence. The last layer makes query, key and value of every token, 6 h^2 a token; the rest of it, and the head at
     2 (h^2 + h V) each, is computed on masked positions only. These are taken to fall alike on all tokens.
 
     Args:

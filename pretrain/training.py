@@ -91,7 +91,7 @@ class Training:
         self.optimizer: MegatronOptimizer = build_optimizer(config.optim, config.train, config.parallel, self.chunks)
         engine.grad_scale_func = self.optimizer.scale_loss
         data = config.data
-        shape = row_shape_of(data, config.parallel.tensor)
+        shape = row_shape_of(data, config.parallel.tensor, config.train.fp8)
         self.stream = TrainingStream(
             blend.train, shape, config.run.seed, blend.weights, data.sampling == "clusters", data.plan_folder
         )

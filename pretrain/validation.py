@@ -28,8 +28,8 @@ from megaprot.pretrain.model.attention import resolve_backend
 from megaprot.pretrain.model.protein_bert import VOCABULARY_MULTIPLE
 from megaprot.pretrain.rows import RowShape
 
-# Of masked positions, in a row and on a rank: static shapes that matrix units, and FP8 on every rank, can work with.
-_CAPACITY_MULTIPLE, _SHARE_MULTIPLE = 64, 32
+# Of masked positions in a row, and of a rank's share of them under FP8.
+_CAPACITY_MULTIPLE, _FP8_MULTIPLE = 64, 32
 _ARCHITECTURE_KEYS = (
     *(f"model.{key}" for key in ("num_layers", "hidden_size", "num_attention_heads", "position_embedding")),
     *(f"model.{key}" for key in ("activation", "layer_norm_epsilon", "token_dropout")),
@@ -62,10 +62,11 @@ def masking_of(data: DataConfig) -> MaskingConfig:
     return MaskingConfig(data.mask_probability, data.mask_token_fraction, data.random_fraction, data.mask_span_length)
 
 
-def row_shape_of(data: DataConfig, tensor: int) -> RowShape:
-    """Return what rows are like, with room for masked positions that ``tensor`` ranks can share."""
+def row_shape_of(data: DataConfig, tensor: int, has_fp8: bool) -> RowShape:
+    """Return what rows are like, with room for masked positions that ``tensor`` ranks can share evenly."""
     masking = masking_of(data)
-    capacity = masked_capacity(data.row_tokens, masking, math.lcm(_CAPACITY_MULTIPLE, _SHARE_MULTIPLE * tensor))
+    share = _FP8_MULTIPLE if has_fp8 else 1
+    capacity = masked_capacity(data.row_tokens, masking, math.lcm(_CAPACITY_MULTIPLE, share * tensor))
     return RowShape(data.row_tokens, data.max_sequence_length, masking, capacity)
 
 

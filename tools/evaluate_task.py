@@ -45,7 +45,7 @@ def run_task(config: EvaluateConfig) -> None:
         _run_unsupervised(config)
         return
     models_of(Path(config.model))
-    task, splits = open_task(config.task, LabelConfig()), tuple(config.split.split(","))
+    task, splits = open_task(config.task, LabelConfig()), tuple(dict.fromkeys(config.split.split(",")))
     for split in splits:
         task.place_of(Path(config.data), split)
     if config.check_processes:

@@ -39,8 +39,10 @@ class LastLayer(TransformerLayer):
         attended = self.self_attention(
             self.input_layernorm(hidden_states), attention_mask=None, packed_seq_params=asked
         )
-        add = self.self_attn_bda(self.training, self.config.bias_dropout_fusion)
-        hidden_mbh = add(attended, self._chosen(hidden_states, asked.query_positions), self.hidden_dropout)
+        residual = self._chosen(hidden_states, asked.query_positions)
+        with self.bias_dropout_add_exec_handler():  # as in the layers before: one compiled function for all passes
+            add = self.self_attn_bda(self.training, self.config.bias_dropout_fusion)
+            hidden_mbh = add(attended, residual, self.hidden_dropout)
         return self._forward_mlp(hidden_mbh), None
 
     def _chosen(self, hidden_sbh: Tensor, positions: Tensor | None) -> Tensor:

@@ -274,8 +274,8 @@ def test_a_ramp_up_never_falls_and_stays_on_its_grid(start: int, increment: int,
     assert set(rows) <= set(range(start, end + 1, increment))
 
 
-@given(row_tokens=st.integers(8, 10_000), tensor=st.sampled_from([1, 2, 3, 4, 8, 128]))
-def test_places_for_masked_positions_are_enough_and_shared_evenly(row_tokens: int, tensor: int) -> None:
-    capacity = row_shape_of(DataConfig(row_tokens=row_tokens), tensor).masked_capacity
-    assert capacity % (32 * tensor) == 0
+@given(row_tokens=st.integers(8, 10_000), tensor=st.sampled_from([1, 2, 3, 4, 8, 128]), has_fp8=st.booleans())
+def test_places_for_masked_positions_are_enough_and_shared_evenly(row_tokens: int, tensor: int, has_fp8: bool) -> None:
+    capacity = row_shape_of(DataConfig(row_tokens=row_tokens), tensor, has_fp8).masked_capacity
+    assert capacity % ((32 if has_fp8 else 1) * tensor) == 0
     assert capacity >= 0.15 * row_tokens + 8 * (0.15 * 0.85 * row_tokens) ** 0.5

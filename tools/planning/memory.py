@@ -147,7 +147,7 @@ def chunk_activations(chunk: Chunk, config: PretrainConfig, sizes: Sizes, rows: 
         kept += 2 * _INDEX_BYTES * sizes.tokens + sizes.dropout_masks * sizes.stream / sizes.element
     if not chunk.predicts:
         return kept + sizes.stream
-    capacity = row_shape_of(config.data, config.parallel.tensor).masked_capacity
+    capacity = row_shape_of(config.data, config.parallel.tensor, config.train.fp8).masked_capacity
     return kept + layer_activations(sizes, recompute, capacity / sizes.tokens) + head_activations(sizes, capacity, rows)
 
 
@@ -185,7 +185,8 @@ def memory_by_rank(config: PretrainConfig, data_size: int, vocabulary_size: int,
     parallel, sizes = config.parallel, sizes_of(config, backend)
     rows = padded_rows(vocabulary_size)
     num_micro_batches = config.train.global_batch_rows // data_size
-    recompute, capacity = config.train.recompute, row_shape_of(config.data, parallel.tensor).masked_capacity
+    recompute = config.train.recompute
+    capacity = row_shape_of(config.data, parallel.tensor, config.train.fp8).masked_capacity
     working, share = working_memory(sizes, recompute), capacity / sizes.tokens
     # When the backward pass of the last layer begins, the head's tensors are gone; when that of the one before begins,
     # those of the last layer, too.
@@ -200,7 +201,8 @@ def memory_by_rank(config: PretrainConfig, data_size: int, vocabulary_size: int,
         kept = [chunk_activations(chunk, config, sizes, rows) for chunk in chunks]
         in_flight = peak_in_flight(rank, parallel.pipeline, num_micro_batches, kept)
         last = chunks[-1]
-        on_top = working if not last.predicts else max(in_last, before_last if last.num_layers > 1 else 0.0)
+        has_more = last.num_layers > 1 or len(chunks) > 1
+        on_top = working if not last.predicts else max(in_last, before_last if has_more else 0.0)
         found.append(
             Memory(
                 weights=float(count * sizes.element),

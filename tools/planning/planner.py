@@ -106,7 +106,8 @@ def work_of(config: PretrainConfig, data_size: int, vocabulary_size: int, attend
     parallel, model = config.parallel, config.model
     num_chunks = parallel.pipeline * parallel.virtual_pipeline
     layers = layers_per_chunk(model.num_layers, num_chunks, parallel.pipeline_layout)
-    sizes, capacity = sizes_of(config, backend), row_shape_of(config.data, parallel.tensor).masked_capacity
+    sizes = sizes_of(config, backend)
+    capacity = row_shape_of(config.data, parallel.tensor, config.train.fp8).masked_capacity
     an_element = _ADDITION_TRAFFIC + (_ROTARY_TRAFFIC if model.position_embedding == "rotary" else 0.0)
     return Work(
         num_layers=tuple(sum(layers[rank :: parallel.pipeline]) for rank in range(parallel.pipeline)),

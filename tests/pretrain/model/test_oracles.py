@@ -232,15 +232,15 @@ def test_logits_where_they_are_asked_for_are_those_of_all_places(alone: Place, p
     assert float((some - all_places[list(SOME_PLACES)]).norm() / some.norm()) < tolerance
 
 
+FUSED_KERNELS = [
+    pytest.param("matmul", marks=pytest.mark.skipif(torch.cuda.is_available(), reason="is for the CPU")),
+    pytest.param("varlen", marks=pytest.mark.gpu),
+    pytest.param("te", marks=pytest.mark.gpu),
+]
+
+
 @pytest.mark.parametrize("asked", [None, SOME_PLACES], ids=["all places", "some places"])
-@pytest.mark.parametrize(
-    "backend",
-    [
-        pytest.param("matmul", marks=pytest.mark.skipif(torch.cuda.is_available(), reason="is for the CPU")),
-        pytest.param("varlen", marks=pytest.mark.gpu),
-        pytest.param("te", marks=pytest.mark.gpu),
-    ],
-)
+@pytest.mark.parametrize("backend", FUSED_KERNELS)
 def test_fused_attention_agrees_with_sdpa_in_bf16(alone: Place, backend: str, asked: tuple[int, ...] | None) -> None:
     if backend == "te":
         pytest.importorskip("transformer_engine.pytorch")
@@ -253,3 +253,24 @@ def test_fused_attention_agrees_with_sdpa_in_bf16(alone: Place, backend: str, as
         logits = packed_logits(chunk, sequences, ESM.pad, alone, asked=asked)[:, : ESM.size]
         found.append(torch.cat(split_by_sequence(logits, sequences)) if asked is None else logits)
     assert float((found[0] - found[1]).norm() / found[1].norm()) < 0.03
+
+
+@pytest.mark.parametrize("backend", FUSED_KERNELS)
+def test_gradients_agree_with_those_under_sdpa_where_segments_have_no_or_few_queries(
+    alone: Place, backend: str
+) -> None:
+    if backend == "te":
+        pytest.importorskip("transformer_engine.pytorch")
+    theirs = esm_for_masked_lm(tiny_config().model, 80)
+    batch = batch_of(random_sequences(LENGTHS, seed=1), 128, ESM.pad, alone.device, SOME_PLACES)
+    found = []
+    for name in (backend, "sdpa"):
+        config = tiny_config(model={"attention_backend": name}, train={"precision": "bf16"})
+        chunk, _ = build(config, from_esm(theirs.state_dict(), 4), alone)
+        chunk.zero_grad_buffer()
+        chunk(batch)[:, : ESM.size].square().mean().backward()
+        found.append({name: parameter.main_grad for name, parameter in chunk.module.named_parameters()})
+    whole = torch.cat([gradient.flatten() for gradient in found[1].values()]).norm()
+    for name, expected in found[1].items():
+        difference = (found[0][name] - expected).norm() / expected.norm().clamp(min=1e-2 * whole)
+        assert float(difference) < 0.05, name
