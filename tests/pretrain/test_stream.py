@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -240,7 +241,9 @@ def test_the_first_thousand_rows_have_the_same_checksum_everywhere(tmp_path: Pat
     for _ in range(125):
         of_ranks = [next(rank).rows for rank in ranks]
         for row in range(8):
-            digest.update(b"".join(row_key(of_ranks[row % size][row // size])))
+            found = of_ranks[row % size][row // size]
+            used_places = np.where(found.masked_kind > 0, found.masked_positions, 0)
+            digest.update(b"".join(row_key(replace(found, masked_positions=used_places))))
     # A run that is resumed with another version goes on with these rows too: what changes them breaks that.
     assert digest.hexdigest() == "00adb4ee34cc4bcd3a6daf62034440a7e5d97a6c832da2e35413983ca1b859ff"
 

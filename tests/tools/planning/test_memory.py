@@ -168,8 +168,8 @@ def test_sharing_a_model_among_more_ranks_never_makes_a_rank_hold_more(
     assert of(tensor, pipeline, True).optimizer * data_size == of(tensor, pipeline, False).optimizer
 
 
-# Rows long enough that masked places, which the head and the last layer keep, nearly double, too: 192 at 512 tokens, 256
-# at 1,024, but 448 at 2,048 and 832 at 4,096.
+# Rows long enough that masked places, which the head and the last layer keep, nearly double, too: 192 at 512 tokens,
+# 256 at 1,024, but 448 at 2,048 and 832 at 4,096.
 @pytest.mark.parametrize("recompute", ["none", "selective", "full"])
 @pytest.mark.parametrize("row_tokens", [2048, 4096, 8192])
 def test_twice_the_row_keeps_twice_as_much_and_recomputation_less(recompute: str, row_tokens: int) -> None:
