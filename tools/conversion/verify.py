@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from megatron.core.dist_checkpointing.mapping import ShardedTensor
 from torch import Tensor
 from torch.nn import functional
 
 from megaprot.common.errors import InputError, RunError
+from megaprot.common.packing import PackedRow, to_tensors
 from megaprot.common.vocabulary import Vocabulary
 from megaprot.pretrain import parallel
 from megaprot.pretrain.config import DataConfig, ParallelConfig, PretrainConfig, TrainConfig
@@ -95,9 +97,18 @@ def run_megatron(source: SourceModel, dtype: torch.dtype, sequences: list[list[i
 
 def _logits(model: torch.nn.Module, sequence: list[int], device: torch.device) -> Tensor:
     """Return ProteinBert's logits [tokens, padded vocabulary] at every place of one sequence."""
-    tokens, places = torch.tensor(sequence, device=device), torch.arange(len(sequence), device=device)
-    bounds = torch.tensor([0, len(sequence)], dtype=torch.int32, device=device)
-    logits: Tensor = model(tokens, places, bounds, (len(sequence),), places)
+    number, places = len(sequence), np.arange(len(sequence))
+    row = PackedRow(
+        tokens=np.array(sequence, dtype=np.int64),
+        positions=places,
+        cu_seqlens=np.array([0, number], dtype=np.int32),
+        num_sequences=1,
+        masked_positions=places,  # where logits are asked for
+        labels=np.zeros(number, dtype=np.int64),
+        masked_kind=np.zeros(number, dtype=np.uint8),
+        num_residues=number,
+    )
+    logits: Tensor = model(to_tensors(row, device))
     return logits
 
 
