@@ -11,6 +11,7 @@ Four kernels compute the same thing; the run names the one it uses and a missing
 from __future__ import annotations
 
 import importlib.util
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,10 +24,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from megaprot.common.errors import InputError
 from megaprot.pretrain.config import ModelConfig
-from megaprot.pretrain.model.cpu_attention import SegmentAttention
-
-# Cosines and sines by token, each fp32 [tokens, 1, head_size].
-Rotation = tuple[Tensor, Tensor]
+from megaprot.pretrain.model.cpu_attention import Rotation, SegmentAttention
 
 
 @dataclass
@@ -57,18 +55,11 @@ class PackedSequences(PackedSeqParams):
             cu_seqlens: int32 bounds of each segment's among them [num_segments + 1].
             lengths: The same as lengths, on the host.
         """
-        return PackedSequences(
-            qkv_format="thd",
-            cu_seqlens_q=cu_seqlens,
-            cu_seqlens_kv=self.cu_seqlens_kv,
-            max_seqlen_q=max(lengths),
-            max_seqlen_kv=self.max_seqlen_kv,
-            segment_lengths=self.segment_lengths,
-            rotation=self.rotation,
-            query_positions=positions,
-            query_lengths=lengths,
-            query_rotation=self.rotation and (self.rotation[0][positions], self.rotation[1][positions]),
-        )
+        limited = copy(self)
+        limited.cu_seqlens_q, limited.max_seqlen_q = cu_seqlens, max(lengths)
+        limited.query_positions, limited.query_lengths = positions, lengths
+        limited.query_rotation = self.rotation and (self.rotation[0][positions], self.rotation[1][positions])
+        return limited
 
 
 def pack_sequences(

@@ -28,12 +28,14 @@ SCORE_BYTES = 1 << 21
 # Lengths are rounded up: oneDNN builds code for each shape it meets and keeps that of 1,024.
 LENGTH_MULTIPLE = 32
 
-# Cosines and sines by place [places, head_size]; without rows nothing is rotated.
+# Cosines and sines by token, each fp32 [tokens, 1, head_size].
+Rotation = tuple[Tensor, Tensor]
+# The same as numpy's arrays [tokens, head_size]; without rows nothing is rotated.
 Table = tuple[Reals, Reals]
 _NO_TABLE: Table = (np.empty((0, 0), np.float32), np.empty((0, 0), np.float32))
 
 
-def _table(rotation: tuple[Tensor, Tensor] | None) -> Table:
+def _table(rotation: Rotation | None) -> Table:
     return (rotation[0].squeeze(1).numpy(), rotation[1].squeeze(1).numpy()) if rotation else _NO_TABLE
 
 
@@ -110,9 +112,8 @@ class SegmentAttention(torch.autograd.Function):
     """softmax(Q K^T / sqrt(head_size)) V within each segment of a packed row, Q and K rotated by their positions.
 
     ``apply(query, key, value, query_rotation, rotation, query_lengths, segment_lengths)`` takes bf16 tensors
-    [queries, heads, head_size] and twice [tokens, heads, head_size], cosines and sines of the queries and of the tokens
-    (each fp32 [places, 1, head_size]; None: no rotation), and the queries and tokens of each segment; returns
-    [queries, heads, head_size].
+    [queries, heads, head_size] and twice [tokens, heads, head_size], the ``Rotation`` of the queries and of the tokens
+    (None: no rotation), and the queries and tokens of each segment; returns [queries, heads, head_size].
     """
 
     @staticmethod
@@ -121,8 +122,8 @@ class SegmentAttention(torch.autograd.Function):
         query: Tensor,
         key: Tensor,
         value: Tensor,
-        query_rotation: tuple[Tensor, Tensor] | None,
-        rotation: tuple[Tensor, Tensor] | None,
+        query_rotation: Rotation | None,
+        rotation: Rotation | None,
         query_lengths: tuple[int, ...],
         segment_lengths: tuple[int, ...],
     ) -> Tensor:
@@ -148,7 +149,7 @@ class SegmentAttention(torch.autograd.Function):
             for heads, _ in segment.groups():
                 probabilities = segment.probabilities(heads)
                 torch.bmm(probabilities, segment.value[heads], out=attended[heads])
-                if has_backward and tokens.stop - tokens.start <= LONGEST_KEPT:
+                if has_backward and segment.shape[1] <= LONGEST_KEPT:
                     kept.append(probabilities)
             segment.kept = kept
             scatter_heads(bits(attended), *_NO_TABLE, np.float32(1), target[queries])
@@ -171,7 +172,9 @@ class SegmentAttention(torch.autograd.Function):
 
         def attend_backward(segment: _Segment) -> None:
             of_attended = source.gathered(segment.queries, _NO_TABLE)
-            of_query, of_key, of_value = map(torch.zeros_like, (segment.query, segment.key, segment.value))
+            # Nobody attends to a segment without queries; everywhere else all is written below.
+            made = torch.empty_like if segment.shape[0] else torch.zeros_like
+            of_query, of_key, of_value = map(made, (segment.query, segment.key, segment.value))
             for heads, known in segment.groups():
                 probabilities = segment.probabilities(heads) if known is None else known
                 torch.bmm(probabilities.transpose(1, 2), of_attended[heads], out=of_value[heads])
