@@ -33,7 +33,7 @@ setup(
         "torch>=2.10",
         "megatron-core>=0.16.1,<0.17",
         "numpy>=1.26",
-        "numba>=0.60",  # native loops of the data path
+        "numba>=0.62",  # native loops of data path and attention; older ones build on an LLVM with other types
         "edlib>=1.3.9",  # edit distances
         "isal>=1.7",  # gzip, three times as fast
         "psutil>=5.9",  # megatron-core's checkpoint writers import it

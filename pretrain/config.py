@@ -23,7 +23,7 @@ class ModelConfig:
         token_dropout: ESM-2's rescaling of embeddings by the share of ``<mask>`` tokens in each sequence.
         initial_std: Standard deviation of initial weights; the two output projections of a layer get
             ``initial_std / sqrt(2 * num_layers)`` as in Megatron-LM.
-        attention_backend: ``sdpa`` (anywhere), ``matmul`` (CPU, bf16), ``varlen`` (torch's flash attention, CUDA),
+        attention_backend: ``sdpa`` (anywhere), ``cpu`` (CPU, bf16), ``varlen`` (torch's flash attention, CUDA),
             ``te`` (Transformer Engine); ``auto`` takes the fastest that can run here. The run's first lines name it.
     """
 
@@ -38,7 +38,7 @@ class ModelConfig:
     attention_dropout: float = 0.0
     token_dropout: bool = False
     initial_std: float = 0.02
-    attention_backend: Literal["auto", "sdpa", "matmul", "varlen", "te"] = "auto"
+    attention_backend: Literal["auto", "sdpa", "cpu", "varlen", "te"] = "auto"
 
     @property
     def feed_forward_size(self) -> int:

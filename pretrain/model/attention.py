@@ -3,7 +3,7 @@
 Four kernels compute the same thing; the run names the one it uses and a missing one is an error, never replaced:
 
 * ``sdpa``: ``scaled_dot_product_attention`` sequence by sequence, on any device and in any precision;
-* ``matmul``: plain matrix products sequence by sequence, on the CPU in bf16: several times as fast there;
+* ``cpu``: kernels of its own for the CPU in bf16 (``cpu_attention.py``): several times as fast there;
 * ``varlen``: ``torch.nn.attention.varlen``, flash attention over ``cu_seqlens`` (CUDA, bf16 or fp16);
 * ``te``: Transformer Engine's fused attention in its packed ("thd") layout (CUDA).
 """
@@ -119,7 +119,7 @@ def _sdpa(query: Tensor, key: Tensor, value: Tensor, packed: PackedSequences, dr
     return torch.cat(outputs)
 
 
-def _matmul(query: Tensor, key: Tensor, value: Tensor, packed: PackedSequences, dropout: float) -> Tensor:
+def _cpu(query: Tensor, key: Tensor, value: Tensor, packed: PackedSequences, dropout: float) -> Tensor:
     rotations = packed.query_rotation, packed.rotation
     attended = SegmentAttention.apply(query, key, value, *rotations, packed.query_lengths, packed.segment_lengths)
     assert isinstance(attended, Tensor)  # torch does not say what apply returns
@@ -140,10 +140,14 @@ def _problem(name: str, model: ModelConfig, precision: str) -> str:
     head_size = model.hidden_size // model.num_attention_heads
     if name == "sdpa":
         return ""
-    if name in ("matmul", "varlen") and model.attention_dropout > 0:
+    if name in ("cpu", "varlen") and model.attention_dropout > 0:
         return "has no attention dropout"
-    if name == "matmul":
-        return "is for the CPU" if torch.cuda.is_available() else "" if precision == "bf16" else "runs in bf16 only"
+    if name == "cpu":
+        if torch.cuda.is_available():
+            return "is for machines without a GPU"
+        if head_size % 2:
+            return f"needs an even head size, not {head_size}"
+        return "" if precision == "bf16" else "runs in bf16 only"
     if not torch.cuda.is_available():
         return "needs a CUDA device"
     if torch.cuda.get_device_capability() < (8, 0):
@@ -171,7 +175,7 @@ def resolve_backend(model: ModelConfig, precision: str) -> str:
     """
     name = model.attention_backend
     if name == "auto":
-        candidates = ("varlen", "te", "matmul", "sdpa")
+        candidates = ("varlen", "te", "cpu", "sdpa")
         return next(one for one in candidates if not _problem(one, model, precision))
     problem = _problem(name, model, precision)
     if problem:
@@ -183,7 +187,7 @@ class PackedAttention(torch.nn.Module):
     """The core attention of a layer, plugged into megatron-core's ``SelfAttention`` by its module spec.
 
     Args:
-        backend: ``sdpa``, ``matmul``, ``varlen`` or ``te``.
+        backend: ``sdpa``, ``cpu``, ``varlen`` or ``te``.
         config: Engine configuration.
         layer_number: Number of the layer, from 1.
         options: The other arguments megatron-core passes; handed on to Transformer Engine.
@@ -193,7 +197,7 @@ class PackedAttention(torch.nn.Module):
         super().__init__()
         self.config = config
         self.dropout = config.attention_dropout
-        self.kernel: Any = {"sdpa": _sdpa, "matmul": _matmul, "varlen": _varlen}.get(backend)
+        self.kernel: Any = {"sdpa": _sdpa, "cpu": _cpu, "varlen": _varlen}.get(backend)
         self.rotate: Any = torch.compile(rotate, dynamic=False) if torch.cuda.is_available() else rotate
         if backend == "te":
             from megatron.core.extensions.transformer_engine import TEDotProductAttention
@@ -227,7 +231,7 @@ class PackedAttention(torch.nn.Module):
         assert packed is not None, "packed attention needs the row's segments"
         if packed.query_positions is not None:
             query = query[packed.query_positions]
-        if packed.rotation is not None and self.kernel is not _matmul:  # which rotates on its way
+        if packed.rotation is not None and self.kernel is not _cpu:  # which rotates on its way
             query, key = self.rotate(query, key, packed.query_rotation, packed.rotation)
         if self.kernel is None:
             return self.transformer_engine(

@@ -22,11 +22,11 @@ Reals = NDArray[np.float32]
 # Sums may be taken in any order, which vector registers need; values are finite or the step is skipped anyway. For the
 # same reason division is numpy's, without a test for zero.
 _FAST = {"nnan", "ninf", "nsz", "reassoc", "contract", "arcp"}
-_LOG2_E = np.float32(1 / math.log(2))
-_ROUNDING = np.float32(1.5 * 2**23)  # added to a small number, leaves its nearest whole number in the last bits
-_LEAST = np.float32(-87.0)  # exp of less is below the smallest normal number
+LOG2_E = np.float32(1 / math.log(2))
+ROUNDING = np.float32(1.5 * 2**23)  # added to a small number, leaves its nearest whole number in the last bits
+LEAST = np.float32(-87.0)  # exp of less is below the smallest normal number
 # 2^f for f in [-1/2, 1/2], least relative error.
-_P0, _P1, _P2, _P3 = (np.float32(value) for value in (0.99992807, 0.69326099, 0.24261112, 0.05517166))
+P0, P1, P2, P3 = (np.float32(value) for value in (0.99992807, 0.69326099, 0.24261112, 0.05517166))
 # Phi(-x) = (A1 t + ... + A5 t^5) exp(-x^2 / 2), t = 1 / (1 + R x): Abramowitz & Stegun 7.1.26, good to 1e-7.
 _R = np.float32(0.3275911 / math.sqrt(2))
 _A1, _A2, _A3 = (np.float32(value / 2) for value in (0.254829592, -0.284496736, 1.421413741))
@@ -60,126 +60,25 @@ _float: Any = intrinsic(_float_of_bits)
 
 
 @numba.njit(cache=True, nogil=True)
-def _load(value: np.uint16) -> np.float32:
+def load(value: np.uint16) -> np.float32:
+    """Return the number whose bf16 bits these are."""
     return _float(np.uint32(value) << np.uint32(16))
 
 
 @numba.njit(cache=True, nogil=True)
-def _store(value: np.float32) -> np.uint16:
-    return np.uint16((_bits(value) + np.uint32(0x8000)) >> np.uint32(16))  # to the nearest, halves away from zero
+def store(value: np.float32) -> np.uint16:
+    """Return the bits of the nearest bf16, of halves the one away from zero."""
+    return np.uint16((_bits(value) + np.uint32(0x8000)) >> np.uint32(16))
 
 
 @numba.njit(cache=True, nogil=True, fastmath={"contract"})
 def _exp(value: np.float32) -> np.float32:
-    """Return exp(value) of a value of at most 80; no reordering here, which would take ``_ROUNDING`` out again."""
-    value = value if value > _LEAST else _LEAST
-    shifted = value * _LOG2_E + _ROUNDING
-    rest = value * _LOG2_E - (shifted - _ROUNDING)
-    power = _P0 + rest * (_P1 + rest * (_P2 + rest * _P3))
+    """Return exp(value) of a value of at most 80; no reordering here, which would take ``ROUNDING`` out again."""
+    value = value if value > LEAST else LEAST
+    shifted = value * LOG2_E + ROUNDING
+    rest = value * LOG2_E - (shifted - ROUNDING)
+    power = P0 + rest * (P1 + rest * (P2 + rest * P3))
     return _float(_bits(power) + (_bits(shifted) << np.uint32(23)))
-
-
-@numba.njit(cache=True, nogil=True, fastmath=_FAST, error_model="numpy")
-def gather_heads(
-    states: Bits, first: int, token_step: int, head_step: int, cos: Reals, sin: Reals, scale: np.float32, length: int,
-    gathered: Bits,
-) -> None:  # fmt: skip
-    """Rotate a segment's states by their positions and put each head's together, zeros after the last token.
-
-    Args:
-        states: All memory of the states, one axis; channel c of head h of token t of the segment is at
-            ``first + t * token_step + h * head_step + c``.
-        cos: Cosines of the segment's tokens [length, head_size]; without rows nothing is rotated.
-        sin: Sines, likewise.
-        scale: Factor on all states.
-        length: Tokens of the segment.
-        gathered: Result [heads, length or more, head_size].
-    """
-    num_heads, _, head_size = gathered.shape
-    half = head_size // 2
-    for head in range(num_heads):
-        for token in range(length):
-            start = first + token * token_step + head * head_step
-            low, high = states[start : start + half], states[start + half : start + head_size]
-            target = gathered[head, token]
-            if len(cos):
-                cosines, sines = cos[token], sin[token]
-                for channel in range(half):
-                    one, other = _load(low[channel]) * scale, _load(high[channel]) * scale
-                    target[channel] = _store(one * cosines[channel] - other * sines[channel])
-                    target[channel + half] = _store(other * cosines[channel] + one * sines[channel])
-            else:
-                for channel in range(half):
-                    target[channel] = _store(_load(low[channel]) * scale)
-                    target[channel + half] = _store(_load(high[channel]) * scale)
-        gathered[head, length:] = 0
-
-
-@numba.njit(cache=True, nogil=True, fastmath=_FAST, error_model="numpy")
-def scatter_heads(gathered: Bits, cos: Reals, sin: Reals, scale: np.float32, states: Bits) -> None:
-    """Rotate each head's states of a segment back and put each token's together: ``gather_heads`` undone.
-
-    Args:
-        gathered: States [heads, length or more, head_size].
-        cos: Cosines of the segment's tokens [length, head_size]; without rows nothing is rotated.
-        sin: Sines, likewise.
-        scale: Factor on all states.
-        states: Result [length, heads, head_size].
-    """
-    length, num_heads, head_size = states.shape
-    half = head_size // 2
-    for head in range(num_heads):
-        for token in range(length):
-            source, target = gathered[head, token], states[token, head]
-            if len(cos):
-                cosines, sines = cos[token], sin[token]
-                for channel in range(half):
-                    one, other = _load(source[channel]) * scale, _load(source[channel + half]) * scale
-                    target[channel] = _store(one * cosines[channel] + other * sines[channel])
-                    target[channel + half] = _store(other * cosines[channel] - one * sines[channel])
-            else:
-                for channel in range(head_size):
-                    target[channel] = _store(_load(source[channel]) * scale)
-
-
-@numba.njit(cache=True, nogil=True, fastmath=_FAST, error_model="numpy")
-def softmax(scores: Bits, num_queries: int, length: int) -> None:
-    """Turn scores [heads, num_queries or more, length or more] into probabilities, in place; zeros beyond the two.
-
-    The largest score of a row is found among integers: bf16 with its lower bits flipped where negative sorts as int16.
-    """
-    exponentials = np.empty(length, dtype=np.float32)
-    for head in range(scores.shape[0]):
-        scores[head, num_queries:] = 0
-        for query in range(num_queries):
-            row = scores[head, query]
-            largest = np.int16(-(2**15))
-            for other in range(length):
-                key = np.int16(row[other])
-                largest = max(largest, np.int16(key ^ ((key >> np.int16(15)) & np.int16(0x7FFF))))
-            highest = _load(np.uint16(largest ^ ((largest >> np.int16(15)) & np.int16(0x7FFF))))
-            total = np.float32(0)
-            for other in range(length):
-                exponentials[other] = _exp(_load(row[other]) - highest)
-                total += exponentials[other]
-            inverse = _ONE / total
-            for other in range(length):
-                row[other] = _store(exponentials[other] * inverse)
-            row[length:] = 0
-
-
-@numba.njit(cache=True, nogil=True, fastmath=_FAST, error_model="numpy")
-def softmax_backward(probabilities: Bits, gradients: Bits, num_queries: int) -> None:
-    """Turn gradients of probabilities [heads, num_queries or more, tokens] into those of scores, in place."""
-    for head in range(gradients.shape[0]):
-        gradients[head, num_queries:] = 0
-        for query in range(num_queries):
-            row, gradient = probabilities[head, query], gradients[head, query]
-            mean = np.float32(0)
-            for other in range(len(row)):
-                mean += _load(row[other]) * _load(gradient[other])
-            for other in range(len(row)):
-                gradient[other] = _store(_load(row[other]) * (_load(gradient[other]) - mean))
 
 
 @numba.njit(cache=True, nogil=True, fastmath=_FAST, error_model="numpy", inline="always")
@@ -202,8 +101,8 @@ def bias_gelu(states: Bits, bias: Bits, is_tanh: bool, output: Bits) -> None:
     for token in range(states.shape[0]):
         row, target = states[token], output[token]
         for channel in range(len(row)):
-            value = _load(row[channel]) + _load(bias[channel])
-            target[channel] = _store(value * _gate(value, is_tanh)[0])
+            value = load(row[channel]) + load(bias[channel])
+            target[channel] = store(value * _gate(value, is_tanh)[0])
 
 
 @numba.njit(cache=True, nogil=True, fastmath=_FAST, error_model="numpy")
@@ -214,8 +113,8 @@ def bias_gelu_backward(
     for token in range(states.shape[0]):
         row, gradient, target = states[token], of_output[token], of_states[token]
         for channel in range(len(row)):
-            value = _load(row[channel]) + _load(bias[channel])
+            value = load(row[channel]) + load(bias[channel])
             gate, slope = _gate(value, is_tanh)
-            result = _load(gradient[channel]) * (gate + value * slope)
+            result = load(gradient[channel]) * (gate + value * slope)
             of_bias[channel] += result
-            target[channel] = _store(result)
+            target[channel] = store(result)

@@ -72,7 +72,7 @@ class ProteinBert(LanguageModule):
         model: Megaprot's model section (positions, token dropout).
         vocabulary: Tokens of the corpus.
         max_sequence_length: Rows of the learned position embedding.
-        attention_backend: Kernel, resolved: ``sdpa``, ``matmul``, ``varlen`` or ``te``.
+        attention_backend: Kernel, resolved: ``sdpa``, ``cpu``, ``varlen`` or ``te``.
         pre_process: This chunk embeds tokens.
         post_process: This chunk ends with the head.
         vp_stage: Number of this chunk on its pipeline rank; None without an interleaved pipeline.

@@ -84,8 +84,8 @@ def planned_backend(model: ModelConfig, precision: str) -> str:
     Raises:
         InputError: The one that is asked for is for the CPU.
     """
-    if model.attention_backend == "matmul":
-        raise InputError("model.attention_backend matmul is for the CPU; plan GPUs with auto, varlen, te or sdpa.")
+    if model.attention_backend == "cpu":
+        raise InputError("model.attention_backend cpu is for the CPU; plan GPUs with auto, varlen, te or sdpa.")
     if model.attention_backend != "auto":
         return model.attention_backend
     head_size = model.hidden_size // model.num_attention_heads

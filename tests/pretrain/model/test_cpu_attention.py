@@ -1,17 +1,26 @@
-"""Matrix-product attention against rotation and softmax(Q K^T / sqrt(d)) V written out in double precision."""
+"""The CPU's attention against rotation and softmax(Q K^T / sqrt(d)) V written out in double precision."""
 
 import math
+import os
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from megaprot.common.errors import InputError
 from megaprot.pretrain.config import ModelConfig
-from megaprot.pretrain.model import cpu_attention
+from megaprot.pretrain.model import cpu_attention_kernels
 from megaprot.pretrain.model.attention import resolve_backend, rotary_table
 from megaprot.pretrain.model.cpu_attention import SegmentAttention
+from megaprot.pretrain.model.cpu_attention_kernels import LANES, gather_heads, scatter_heads
+from megaprot.pretrain.model.cpu_threads import bits
 
 SEGMENTS = (1, 7, 40, 13, 2)
 EVERY_TOKEN = tuple(range(sum(SEGMENTS)))
@@ -86,20 +95,13 @@ def naive(query: Tensor, key: Tensor, value: Tensor, has_rotary: bool, queries: 
     return torch.stack(rows)
 
 
-@pytest.mark.parametrize("longest_kept", [512, 20, 0])
-@pytest.mark.parametrize("score_bytes", [1 << 21, 4_000])
 @pytest.mark.parametrize("has_rotary", [True, False], ids=["rotary", "learned"])
 @pytest.mark.parametrize("queries", [EVERY_TOKEN, SOME_TOKENS], ids=["every token", "some tokens"])
 def test_outputs_and_gradients_are_those_of_attention_written_out(
     queries: tuple[int, ...],
     has_rotary: bool,
-    score_bytes: int,
-    longest_kept: int,
     threads: int,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(cpu_attention, "SCORE_BYTES", score_bytes)
-    monkeypatch.setattr(cpu_attention, "LONGEST_KEPT", longest_kept)
     inputs = states(1, queries)
     attended = attend(inputs, has_rotary, queries)
     expected = naive(*inputs, has_rotary, queries)
@@ -109,6 +111,57 @@ def test_outputs_and_gradients_are_those_of_attention_written_out(
     for mine, reference in zip(found, references, strict=True):
         assert mine.dtype == torch.bfloat16
         assert float((mine.detach().double() - reference.detach()).norm() / reference.detach().norm()) < 1e-2
+
+
+@settings(max_examples=60)
+@given(
+    length=st.integers(1, 70),
+    num_queries=st.integers(1, 70),
+    head_size=st.sampled_from([2, 6, 16, 20, 24, 40]),
+    spread=st.sampled_from([0.01, 1.0, 30.0]),
+    seed=st.integers(0, 9),
+)
+def test_a_segment_of_any_size_and_any_scores_is_that_of_softmax_in_double_precision(
+    length: int, num_queries: int, head_size: int, spread: float, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    rows = [-(-number // LANES) * LANES for number in (num_queries, length, length, num_queries)]
+    query, key, value, of_output = (torch.zeros(2, number, head_size).bfloat16() for number in rows)
+    for states, number, scale in ((query, num_queries, spread), (key, length, 1), (value, length, 1)):
+        states[:, :number] = scale * torch.randn((2, number, head_size), generator=generator)
+    of_output[:, :num_queries] = torch.randn((2, num_queries, head_size), generator=generator)
+    inputs = [states[:, :number].double().requires_grad_() for states, number in zip(
+        (query, key, value), (num_queries, length, length), strict=True)]  # fmt: skip
+    expected = torch.softmax(inputs[0] @ inputs[1].transpose(1, 2), dim=-1) @ inputs[2]
+    references = [expected, *torch.autograd.grad(expected, inputs, of_output[:, :num_queries].double())]
+    output, log_sums = torch.empty_like(query), torch.empty(2, rows[0])
+    cpu_attention_kernels.attend(*map(bits, (query, key, value)), num_queries, length, bits(output), log_sums.numpy())
+    sums = torch.logsumexp(inputs[0] @ inputs[1].transpose(1, 2), dim=-1)
+    torch.testing.assert_close(log_sums[:, :num_queries].double(), sums.detach(), rtol=1e-5, atol=1e-4)
+    made = [torch.empty_like(states) for states in (query, key, value)]
+    states_given = map(bits, (query, key, value, of_output))
+    cpu_attention_kernels.attend_backward(*states_given, log_sums.numpy(), num_queries, length, *map(bits, made))
+    for found, reference, number in zip((output, *made), references, (num_queries,) * 2 + (length,) * 2, strict=True):
+        mine, exact = found[:, :number].double(), reference.detach()
+        # Weights and slopes are rounded to bf16 before they are summed: an error of each term's size.
+        assert float((mine - exact).norm()) <= 8e-3 * float(exact.norm()) + 2e-3 * spread
+
+
+def test_scattering_undoes_gathering() -> None:
+    length, heads, size = 11, 3, 8
+    states = torch.randn((20, heads, 2 * size), generator=torch.Generator().manual_seed(2)).bfloat16()[..., size:]
+    angles = np.random.default_rng(0).uniform(0, 6, (length, size // 2)).astype(np.float32).repeat(2, axis=0)
+    angles = np.concatenate([angles[:length], angles[:length]], axis=1)
+    cos, sin = np.cos(angles), np.sin(angles)
+    gathered = torch.full((heads, 16, size), 7.0).bfloat16()
+    memory = bits(states.as_strided((20 * heads * 2 * size - size,), (1,)))
+    gather_heads(
+        memory, 4 * heads * 2 * size, heads * 2 * size, 2 * size, cos, sin, np.float32(0.5), length, bits(gathered)
+    )
+    assert not gathered[:, length:].any()
+    back = torch.empty(length, heads, size).bfloat16()
+    scatter_heads(bits(gathered), cos, sin, np.float32(2), bits(back))
+    torch.testing.assert_close(back.double(), states[4 : 4 + length].double(), rtol=0, atol=0.02)
 
 
 def test_results_do_not_depend_on_the_number_of_threads() -> None:
@@ -139,12 +192,32 @@ def test_nothing_is_kept_where_no_gradient_is_wanted() -> None:
     assert attend((query, key, value), has_rotary=False).grad_fn is None
 
 
+def test_a_processor_without_instructions_for_bf16_computes_the_same(tmp_path: Path) -> None:
+    inputs = states(6)
+    attended = attend(inputs, has_rotary=True)
+    torch.save((attended.detach(), *torch.autograd.grad(attended.float().square().sum(), inputs)), tmp_path / "here")
+    program = (
+        "import sys, torch; import test_cpu_attention as tests; inputs = tests.states(6)\n"
+        "attended = tests.attend(inputs, has_rotary=True)\n"
+        "made = attended.detach(), *torch.autograd.grad(attended.float().square().sum(), inputs)\n"
+        "torch.save(made, sys.argv[1])"
+    )
+    environment = os.environ | {"NUMBA_CPU_NAME": "generic", "NUMBA_CACHE_DIR": str(tmp_path / "numba")}
+    command = [sys.executable, "-W", "ignore", "-c", program, str(tmp_path / "there")]
+    subprocess.run(command, check=True, env=environment, cwd=Path(__file__).parent)
+    pairs = zip(torch.load(tmp_path / "here"), torch.load(tmp_path / "there"), strict=True)
+    for here, there in pairs:
+        torch.testing.assert_close(here.float(), there.float(), rtol=0.02, atol=0.02)
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the kernel is for machines without a GPU")
 def test_auto_takes_it_for_bf16_without_dropout() -> None:
-    assert resolve_backend(ModelConfig(), "bf16") == "matmul"
+    assert resolve_backend(ModelConfig(), "bf16") == "cpu"
     assert resolve_backend(ModelConfig(), "fp32") == "sdpa"
     assert resolve_backend(ModelConfig(attention_dropout=0.1), "bf16") == "sdpa"
-    with pytest.raises(InputError, match="matmul has no attention dropout"):
-        resolve_backend(ModelConfig(attention_dropout=0.1, attention_backend="matmul"), "bf16")
-    with pytest.raises(InputError, match="matmul runs in bf16 only"):
-        resolve_backend(ModelConfig(attention_backend="matmul"), "fp32")
+    with pytest.raises(InputError, match="cpu has no attention dropout"):
+        resolve_backend(ModelConfig(attention_dropout=0.1, attention_backend="cpu"), "bf16")
+    with pytest.raises(InputError, match="cpu needs an even head size, not 5"):
+        resolve_backend(ModelConfig(hidden_size=20, num_attention_heads=4, attention_backend="cpu"), "bf16")
+    with pytest.raises(InputError, match="cpu runs in bf16 only"):
+        resolve_backend(ModelConfig(attention_backend="cpu"), "fp32")

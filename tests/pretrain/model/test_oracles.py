@@ -233,7 +233,7 @@ def test_logits_where_they_are_asked_for_are_those_of_all_places(alone: Place, p
 
 
 FUSED_KERNELS = [
-    pytest.param("matmul", marks=pytest.mark.skipif(torch.cuda.is_available(), reason="is for the CPU")),
+    pytest.param("cpu", marks=pytest.mark.skipif(torch.cuda.is_available(), reason="is for the CPU")),
     pytest.param("varlen", marks=pytest.mark.gpu),
     pytest.param("te", marks=pytest.mark.gpu),
 ]

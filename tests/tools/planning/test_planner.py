@@ -127,7 +127,7 @@ def test_too_long_rows_are_told_from_too_large_weights() -> None:
 @pytest.mark.parametrize(
     ("flags", "num_gpus", "sentence"),
     [
-        (["--model.attention_backend", "matmul"], 8, "is for the CPU"),
+        (["--model.attention_backend", "cpu"], 8, "is for the CPU"),
         (["--model.num_attention_heads", "7"], 8, "not divisible by model.num_attention_heads"),
         (["--train.global_batch_rows", "127"], 7, "cannot be dealt to 7 data-parallel ranks"),
     ],
