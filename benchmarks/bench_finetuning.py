@@ -6,6 +6,7 @@ forward pass, backward pass, clipping and AdamW in fp32. TAPE's own runner needs
 function are used as they are (pip install tape-proteins).
 """
 
+import argparse
 import itertools
 import os
 import tempfile
@@ -130,10 +131,14 @@ def tape_step(data: list[tuple[str, np.ndarray]]) -> Callable[[], int]:
 
 def main() -> None:
     """Measure in turn and record the ratio."""
+    options = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    options.add_argument("--rounds", type=int, default=3)
+    options.add_argument("--seconds", type=float, default=8.0)
+    given = options.parse_args()
     data = proteins()
     with tempfile.TemporaryDirectory() as folder, processes(5.0) as place:
         contenders = {"megaprot": megaprot_step(data, place, "tape", Path(folder)), "TAPE": tape_step(data)}
-        rates = rates_in_turn(contenders, rounds=3, seconds=20.0)
+        rates = rates_in_turn(contenders, given.rounds, given.seconds)
     claim = "fine-tuning secondary structure, 8M encoder, TAPE's head, fp32, batches of 8 Pfam domains"
     record(
         "finetuning", [compared(claim, "residues/s", rates)], ["torch", "transformers", "deepspeed", "tape-proteins"]

@@ -3,7 +3,7 @@
 Each point is a process of its own, with one thread: processor time (user and system, summed over processes) a residue,
 and peak memory. Sequences of one length fill rows of 4,096 tokens; corpora are plans of an epoch for log-normal lengths
 of mean 158; processes share the data of one batch. Writes ``benchmarks/results/growth.json`` and ``growth.png``.
-usage: python benchmarks/bench_growth.py [--steps 2] [--rounds 1]
+usage: python benchmarks/bench_growth.py [--steps 1] [--rounds 1]
 """
 
 import argparse
@@ -11,6 +11,7 @@ import json
 import statistics
 import tempfile
 import time
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,7 @@ def draw(tables: dict[str, list[dict[str, Any]]], output: Path) -> None:
 def main() -> None:
     """Measure all points, record and draw; or be one process of one."""
     options = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    options.add_argument("--steps", type=int, default=2)
+    options.add_argument("--steps", type=int, default=1)
     options.add_argument("--rounds", type=int, default=1)
     for name in ("results", "corpus"):
         options.add_argument(f"--{name}", type=Path, help=argparse.SUPPRESS)
@@ -97,6 +98,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder, results = Path(temporary), Path(temporary) / "results.json"
 
+        @cache
         def point(shape: str, length: int, num_processes: int = 1, rows: int = 1) -> dict[str, float]:
             corpus = folder / f"of_{length}"
             if not corpus.exists():

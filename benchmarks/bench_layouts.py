@@ -2,7 +2,7 @@
 
 Summed over processes (benchmarks/ranks.py) it tells what a layout adds: collectives, messages, and work that is done on
 every rank alike. Every layout trains the same model on the same rows.
-usage: python benchmarks/bench_layouts.py [--shape 8m] [--steps 3] [--rounds 1] [--precision bf16]
+usage: python benchmarks/bench_layouts.py [--shape 8m] [--steps 2] [--rounds 1] [--precision bf16]
 """
 
 import argparse
@@ -32,7 +32,7 @@ def main() -> None:
     """Measure all layouts in turn, print and record; or be one process of one."""
     options = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     options.add_argument("--shape", choices=SHAPES, default="8m")
-    options.add_argument("--steps", type=int, default=3)
+    options.add_argument("--steps", type=int, default=2)
     options.add_argument("--rounds", type=int, default=1)
     options.add_argument("--precision", choices=("bf16", "fp32"), default="bf16")
     options.add_argument("--layout", choices=LAYOUTS, help=argparse.SUPPRESS)

@@ -6,8 +6,10 @@ and AdamW, in fp32 and in bf16 (ours: bf16 weights with fp32 copies; theirs: aut
 transformers' own model over padded batches, one for each loss; its published loop works with one pair at a time only,
 so that padding costs it nothing: the second figure is that loop, 8 pairs to a step. Rates are by processor time of one
 thread.
+usage: python benchmarks/bench_ppi.py [--precisions bf16]
 """
 
+import argparse
 import itertools
 import os
 import tempfile
@@ -132,11 +134,14 @@ def plm_interact_step(
 
 def main() -> None:
     """Measure in turn and record the ratios."""
+    options = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    options.add_argument("--precisions", nargs="+", choices=("fp32", "bf16"), default=["bf16"])
+    given = options.parse_args()
     torch.set_num_threads(1)
     examples, results = pairs(), []
     with tempfile.TemporaryDirectory() as folder, processes(5.0) as place:
         model = esm_folder(Path(folder), token_dropout=True)
-        for precision in ("fp32", "bf16"):
+        for precision in given.precisions:
             contenders = {
                 "megaprot": megaprot_step(examples, place, model, precision),
                 "PLM-interact, padded batches of 8": plm_interact_step(examples, model, precision, BATCH_SIZE),
