@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from megaprot.pretrain.model.cpu_attention_kernels import (
     LANES,
@@ -67,8 +68,19 @@ def _strided(states: Tensor) -> Strided:
     num_tokens, num_heads, head_size = states.shape
     states = states if states.stride(2) == 1 else states.contiguous()
     token_step, head_step, _ = states.stride()
-    span = (num_tokens - 1) * token_step + (num_heads - 1) * head_step + head_size
+    span = max(0, (num_tokens - 1) * token_step + (num_heads - 1) * head_step + head_size)
     return Strided(bits(states.as_strided((span,), (1,))), token_step, head_step)
+
+
+def _check(query: Tensor, key: Tensor, value: Tensor, segments: Segments) -> None:
+    """Raise ValueError for what the loops, which check nothing, would read beyond the end of."""
+    places = int(segments.queries[-1]), int(segments.tokens[-1]), int(segments.tokens[-1])
+    for states, number in zip((query, key, value), places, strict=True):
+        if states.dtype != torch.bfloat16 or states.shape != (number, *query.shape[1:]):
+            raise ValueError(
+                f"attention on the CPU takes bf16 states {(number, *query.shape[1:])} as its segments have them, not "
+                f"{states.dtype} {tuple(states.shape)}."
+            )
 
 
 class SegmentAttention(torch.autograd.Function):
@@ -77,7 +89,8 @@ class SegmentAttention(torch.autograd.Function):
     ``apply(query, key, value, query_rotation, rotation, query_lengths, segment_lengths)`` takes bf16 tensors
     [queries, heads, head_size] and twice [tokens, heads, head_size], the ``Rotation`` of the queries and of the tokens
     (None: no rotation), and the queries and tokens of each segment; returns [queries, heads, head_size]. Scores and
-    softmax are fp32; weights are rounded to bf16 before they meet the values.
+    softmax are fp32; rotated queries and keys are rounded to bf16, weights and slopes too before products. Raises
+    ValueError for states of other types or sizes.
     """
 
     @staticmethod
@@ -94,6 +107,7 @@ class SegmentAttention(torch.autograd.Function):
         """Attend; where a gradient is wanted, keep the rotated states and the softmax's sums."""
         _, num_heads, head_size = query.shape
         segments = _segments(query_lengths, segment_lengths)
+        _check(query, key, value, segments)
         query_rows, token_rows = int(segments.query_rows[-1]), int(segments.token_rows[-1])
 
         def empty(rows: int) -> Bits:
@@ -113,9 +127,12 @@ class SegmentAttention(torch.autograd.Function):
         return output
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients of query, key and value."""
         (of_output,) = gradients
+        if ctx.kept is None:
+            raise RuntimeError("The states of this attention are gone: its gradients have been taken before.")
         heaps, segments, tables, gathered = ctx.kept
         ctx.kept = None
         places = len(of_output), ctx.num_tokens, ctx.num_tokens

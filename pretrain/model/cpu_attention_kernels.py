@@ -1,13 +1,15 @@
 """Attention within a segment, forward and backward, as one native loop whose scores never leave the cache.
 
-The exact softmax of 16 queries over all tokens of the segment, of which nothing but the logarithm of its sum is kept
+The softmax of 16 queries over all tokens of the segment at once, of which nothing but the logarithm of its sum is kept
 for the backward pass, as in FlashAttention (Dao et al. 2022; Dao 2023). All matrix products have one form, ``_tile``:
 pairs of bf16 are multiplied and added in fp32, by the processor's own instruction where it has AVX-512 BF16. oneDNN's
 batched products reach less than half of the rate of these, at the sizes a head of a domain has
 (docs/performance.md). Native by numba, so that no compiler is needed where they run.
 
-All of it is one file, since numba's cache knows only the file of a function, not those of the functions it calls.
-A *pair* is two bf16 in 32 bits, of places that are summed over. *Lanes* are 16 fp32 in a register, one a query.
+All of it is one file, since numba's cache knows only the file of a function, not those of the functions it calls:
+after a change of what it takes from ``cpu_kernels.py``, this file has to be touched.
+
+A *pair* is two bf16 in 32 bits, of places that are summed over. *Lanes* are 16 fp32 side by side, one a query.
 """
 
 from __future__ import annotations
@@ -15,14 +17,14 @@ from __future__ import annotations
 import inspect
 import math
 import operator
-import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numba
 import numpy as np
-from llvmlite import binding, ir
+from llvmlite import ir
 from numba.core import cgutils, types
+from numba.core.registry import cpu_target
 from numba.core.typing.templates import ConcreteTemplate, infer_global, signature
 from numba.extending import intrinsic, lower_builtin, models, register_model
 from numpy.typing import NDArray
@@ -32,7 +34,9 @@ from megaprot.pretrain.model.cpu_kernels import LEAST, LOG2_E, P0, P1, P2, P3, R
 LANES = 16
 # Queries whose weights are collected before tokens get what these give them.
 _COLLECTED = 32
-_HAS_BF16 = bool(binding.get_host_cpu_features().get("avx512bf16")) and not os.environ.get("NUMBA_CPU_NAME")
+# What numba makes code for, which its settings may keep below what the processor can; also a key of its cache.
+_FEATURES = cpu_target.target_context.codegen().magic_tuple()[2].split(",")
+_HAS_BF16 = {"+avx512bf16", "+avx512f"} <= set(_FEATURES)
 # Rows of a tile: as many sums as hide the latency of one, and as there are registers.
 _ROWS = 8 if _HAS_BF16 else 4
 
@@ -192,8 +196,8 @@ def _fill(builder: Any, number: Any) -> Any:
 
 @_operation(_lanes, _lanes, _lanes)
 def _larger(builder: Any, one: Any, other: Any) -> Any:
-    """``_larger(one, other)`` of each lane."""
-    return builder.select(builder.fcmp_ordered(">", one, other), one, other)
+    """``_larger(one, other)`` of each lane; ``one`` where it is no number, so that none is hidden."""
+    return builder.select(builder.fcmp_ordered("<", one, other), other, one)
 
 
 @_operation(_lanes, _lanes, _lanes)
