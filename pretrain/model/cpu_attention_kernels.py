@@ -6,8 +6,8 @@ pairs of bf16 are multiplied and added in fp32, by the processor's own instructi
 batched products reach less than half of the rate of these, at the sizes a head of a domain has
 (docs/performance.md). Native by numba, so that no compiler is needed where they run.
 
-All of it is one file, since numba's cache knows only the file of a function, not those of the functions it calls:
-after a change of what it takes from ``cpu_kernels.py``, this file has to be touched.
+It is one file, since numba's cache knows only the file of a function, not those of the functions it calls: after a
+change of what it takes from ``cpu_kernels.py``, this file has to be touched.
 
 A *pair* is two bf16 in 32 bits, of places that are summed over. *Lanes* are 16 fp32 side by side, one a query.
 """
@@ -29,7 +29,20 @@ from numba.core.typing.templates import ConcreteTemplate, infer_global, signatur
 from numba.extending import intrinsic, lower_builtin, models, register_model
 from numpy.typing import NDArray
 
-from megaprot.pretrain.model.cpu_kernels import LEAST, LOG2_E, P0, P1, P2, P3, ROUNDING, Bits, Reals, load, store
+from megaprot.pretrain.model.cpu_kernels import (
+    LEAST,
+    LOG2_E,
+    P0,
+    P1,
+    P2,
+    P3,
+    ROUNDING,
+    Bits,
+    Reals,
+    gather_heads,
+    scatter_heads,
+    store,
+)
 
 LANES = 16
 # Queries whose weights are collected before tokens get what these give them.
@@ -465,69 +478,6 @@ def attend_backward(
             for channel in range(head_size):
                 of_key[head, token, channel] = store(key_sums[token, channel])
                 of_value[head, token, channel] = store(value_sums[token, channel])
-
-
-@numba.njit(cache=True, nogil=True, fastmath={"contract"}, error_model="numpy")
-def gather_heads(
-    states: Bits, first: int, token_step: int, head_step: int, cos: Reals, sin: Reals, scale: np.float32, length: int,
-    gathered: Bits,
-) -> None:  # fmt: skip
-    """Rotate a segment's states by their positions and put each head's together, zeros after the last token.
-
-    Args:
-        states: All memory of the states, one axis; channel c of head h of token t of the segment is at
-            ``first + t * token_step + h * head_step + c``.
-        cos: Cosines of the segment's tokens [length, head_size]; without rows nothing is rotated.
-        sin: Sines, likewise.
-        scale: Factor on all states.
-        length: Tokens of the segment.
-        gathered: Result [heads, length or more, head_size].
-    """
-    num_heads, _, head_size = gathered.shape
-    half = head_size // 2
-    for head in range(num_heads):
-        for token in range(length):
-            start = first + token * token_step + head * head_step
-            low, high = states[start : start + half], states[start + half : start + head_size]
-            target = gathered[head, token]
-            if len(cos):
-                cosines, sines = cos[token], sin[token]
-                for channel in range(half):
-                    one, other = load(low[channel]) * scale, load(high[channel]) * scale
-                    target[channel] = store(one * cosines[channel] - other * sines[channel])
-                    target[channel + half] = store(other * cosines[channel] + one * sines[channel])
-            else:
-                for channel in range(half):
-                    target[channel] = store(load(low[channel]) * scale)
-                    target[channel + half] = store(load(high[channel]) * scale)
-        gathered[head, length:] = 0
-
-
-@numba.njit(cache=True, nogil=True, fastmath={"contract"}, error_model="numpy")
-def scatter_heads(gathered: Bits, cos: Reals, sin: Reals, scale: np.float32, states: Bits) -> None:
-    """Rotate each head's states of a segment back and put each token's together: ``gather_heads`` undone.
-
-    Args:
-        gathered: States [heads, length or more, head_size].
-        cos: Cosines of the segment's tokens [length, head_size]; without rows nothing is rotated.
-        sin: Sines, likewise.
-        scale: Factor on all states.
-        states: Result [length, heads, head_size].
-    """
-    length, num_heads, head_size = states.shape
-    half = head_size // 2
-    for head in range(num_heads):
-        for token in range(length):
-            source, target = gathered[head, token], states[token, head]
-            if len(cos):
-                cosines, sines = cos[token], sin[token]
-                for channel in range(half):
-                    one, other = load(source[channel]) * scale, load(source[channel + half]) * scale
-                    target[channel] = store(one * cosines[channel] + other * sines[channel])
-                    target[channel + half] = store(other * cosines[channel] - one * sines[channel])
-            else:
-                for channel in range(head_size):
-                    target[channel] = store(load(source[channel]) * scale)
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")

@@ -81,6 +81,69 @@ def _exp(value: np.float32) -> np.float32:
     return _float(_bits(power) + (_bits(shifted) << np.uint32(23)))
 
 
+@numba.njit(cache=True, nogil=True, fastmath=_FAST, error_model="numpy")
+def gather_heads(
+    states: Bits, first: int, token_step: int, head_step: int, cos: Reals, sin: Reals, scale: np.float32, length: int,
+    gathered: Bits,
+) -> None:  # fmt: skip
+    """Rotate a segment's states by their positions and put each head's together, zeros after the last token.
+
+    Args:
+        states: All memory of the states, one axis; channel c of head h of token t of the segment is at
+            ``first + t * token_step + h * head_step + c``.
+        cos: Cosines of the segment's tokens [length, head_size]; without rows nothing is rotated.
+        sin: Sines, likewise.
+        scale: Factor on all states.
+        length: Tokens of the segment.
+        gathered: Result [heads, length or more, head_size].
+    """
+    num_heads, _, head_size = gathered.shape
+    half = head_size // 2
+    for head in range(num_heads):
+        for token in range(length):
+            start = first + token * token_step + head * head_step
+            low, high = states[start : start + half], states[start + half : start + head_size]
+            target = gathered[head, token]
+            if len(cos):
+                cosines, sines = cos[token], sin[token]
+                for channel in range(half):
+                    one, other = load(low[channel]) * scale, load(high[channel]) * scale
+                    target[channel] = store(one * cosines[channel] - other * sines[channel])
+                    target[channel + half] = store(other * cosines[channel] + one * sines[channel])
+            else:
+                for channel in range(half):
+                    target[channel] = store(load(low[channel]) * scale)
+                    target[channel + half] = store(load(high[channel]) * scale)
+        gathered[head, length:] = 0
+
+
+@numba.njit(cache=True, nogil=True, fastmath=_FAST, error_model="numpy")
+def scatter_heads(gathered: Bits, cos: Reals, sin: Reals, scale: np.float32, states: Bits) -> None:
+    """Rotate each head's states of a segment back and put each token's together: ``gather_heads`` undone.
+
+    Args:
+        gathered: States [heads, length or more, head_size].
+        cos: Cosines of the segment's tokens [length, head_size]; without rows nothing is rotated.
+        sin: Sines, likewise.
+        scale: Factor on all states.
+        states: Result [length, heads, head_size].
+    """
+    length, num_heads, head_size = states.shape
+    half = head_size // 2
+    for head in range(num_heads):
+        for token in range(length):
+            source, target = gathered[head, token], states[token, head]
+            if len(cos):
+                cosines, sines = cos[token], sin[token]
+                for channel in range(half):
+                    one, other = load(source[channel]) * scale, load(source[channel + half]) * scale
+                    target[channel] = store(one * cosines[channel] + other * sines[channel])
+                    target[channel + half] = store(other * cosines[channel] - one * sines[channel])
+            else:
+                for channel in range(head_size):
+                    target[channel] = store(load(source[channel]) * scale)
+
+
 @numba.njit(cache=True, nogil=True, fastmath=_FAST, error_model="numpy", inline="always")
 def _gate(value: np.float32, is_tanh: bool) -> tuple[np.float32, np.float32]:
     """Return g and g' of GELU(x) = x g(x): the normal distribution, or Hendrycks and Gimpel's tanh in its place."""

@@ -19,7 +19,8 @@ from megaprot.pretrain.config import ModelConfig
 from megaprot.pretrain.model import cpu_attention_kernels
 from megaprot.pretrain.model.attention import resolve_backend, rotary_table
 from megaprot.pretrain.model.cpu_attention import SegmentAttention
-from megaprot.pretrain.model.cpu_attention_kernels import LANES, gather_heads, scatter_heads
+from megaprot.pretrain.model.cpu_attention_kernels import LANES
+from megaprot.pretrain.model.cpu_kernels import gather_heads, scatter_heads
 from megaprot.pretrain.model.cpu_threads import bits
 
 SEGMENTS = (1, 7, 40, 13, 2)
