@@ -133,7 +133,7 @@ def main() -> None:
     """Measure in turn and record the ratio."""
     options = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     options.add_argument("--rounds", type=int, default=3)
-    options.add_argument("--seconds", type=float, default=8.0)
+    options.add_argument("--seconds", type=float, default=5.0)
     given = options.parse_args()
     data = proteins()
     with tempfile.TemporaryDirectory() as folder, processes(5.0) as place:

@@ -3,7 +3,7 @@
 Each point is a process of its own, with one thread: processor time (user and system, summed over processes) a residue,
 and peak memory. Sequences of one length fill rows of 4,096 tokens; corpora are plans of an epoch for log-normal lengths
 of mean 158; processes share the data of one batch. Writes ``benchmarks/results/growth.json`` and ``growth.png``.
-usage: python benchmarks/bench_growth.py [--steps 1] [--rounds 1]
+usage: python benchmarks/bench_growth.py [--steps 1] [--rounds 1] [--sizes 8m 35m 150m]
 """
 
 import argparse
@@ -81,6 +81,7 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     options.add_argument("--steps", type=int, default=1)
     options.add_argument("--rounds", type=int, default=1)
+    options.add_argument("--sizes", nargs="+", choices=SHAPES, default=["8m", "35m"])
     for name in ("results", "corpus"):
         options.add_argument(f"--{name}", type=Path, help=argparse.SUPPRESS)
     options.add_argument("--shape", choices=SHAPES, help=argparse.SUPPRESS)
@@ -111,7 +112,7 @@ def main() -> None:
             }
 
         tables["sequence length, 8M"] = [{"tokens a sequence": length} | point("8m", length) for length in LENGTHS]
-        tables["model size, 256 tokens"] = [{"shape": shape} | point(shape, 256) for shape in SHAPES]
+        tables["model size, 256 tokens"] = [{"shape": shape} | point(shape, 256) for shape in given.sizes]
         tables["processes, 8M, 4 rows a step"] = [
             {"processes": str(number)} | point("8m", 256, number, 4) for number in PROCESSES
         ]

@@ -6,7 +6,7 @@ and AdamW, in fp32 and in bf16 (ours: bf16 weights with fp32 copies; theirs: aut
 transformers' own model over padded batches, one for each loss; its published loop works with one pair at a time only,
 so that padding costs it nothing: the second figure is that loop, 8 pairs to a step. Rates are by processor time of one
 thread.
-usage: python benchmarks/bench_ppi.py [--precisions bf16]
+usage: python benchmarks/bench_ppi.py [--precisions bf16 fp32] [--pairs_at_once 1 8]
 """
 
 import argparse
@@ -40,6 +40,7 @@ from megaprot.finetune.processes import Place, processes
 from megaprot.finetune.tasks.ppi import Ppi
 
 BATCH_SIZE, NUM_PAIRS, MAX_LENGTH, MASK_RATE, POS_WEIGHT = 8, 8, 3570, 0.15, 1.0
+PEERS = {1: "PLM-interact, one pair at a time", BATCH_SIZE: "PLM-interact, padded batches of 8"}
 QUANTILES = (
     54, 191, 241, 286, 342, 395, 437, 482, 530, 588, 635, 703, 758, 810, 903, 982, 1121, 1297, 1608, 2027, 4200
 )  # fmt: skip
@@ -135,6 +136,7 @@ def plm_interact_step(
 def main() -> None:
     """Measure in turn and record the ratios."""
     options = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    options.add_argument("--pairs_at_once", nargs="+", type=int, choices=(1, BATCH_SIZE), default=[1])
     options.add_argument("--precisions", nargs="+", choices=("fp32", "bf16"), default=["bf16"])
     given = options.parse_args()
     torch.set_num_threads(1)
@@ -143,10 +145,9 @@ def main() -> None:
         model = esm_folder(Path(folder), token_dropout=True)
         for precision in given.precisions:
             contenders = {
-                "megaprot": megaprot_step(examples, place, model, precision),
-                "PLM-interact, padded batches of 8": plm_interact_step(examples, model, precision, BATCH_SIZE),
-                "PLM-interact, one pair at a time": plm_interact_step(examples, model, precision, 1),
+                PEERS[number]: plm_interact_step(examples, model, precision, number) for number in given.pairs_at_once
             }
+            contenders["megaprot"] = megaprot_step(examples, place, model, precision)
             claim = f"joint training on pairs of proteins, 8M encoder, {precision}, 8 pairs a step, Bernett's lengths"
             rates = rates_in_turn(contenders, 1, 1.0, time.process_time)
             results.append(compared(claim, "residues/s of a thread", rates))
