@@ -42,7 +42,7 @@ def main() -> None:
     if given.layout:
         config = config_of(given.shape, given.corpus, 2048, 512, ROWS_A_STEP, given.precision)
         config.parallel = LAYOUTS[given.layout][1]
-        train(config, 2, given.steps, given.results)
+        train(config, 1, given.steps, given.results)
         return
     costs: dict[str, list[float]] = {name: [] for name in LAYOUTS}
     with tempfile.TemporaryDirectory() as temporary:

@@ -3,7 +3,7 @@
 The input is the shipped cut over and over, as text and gzip-compressed. The peer is what a user of megatron-core
 writes: a loop over lines, a table lookup, ``IndexedDatasetBuilder.add_document`` and ``finalize``. Ours also checks
 letters, hashes, divides into splits and writes a manifest. Both are fresh processes, imports included.
-usage: python benchmarks/bench_preprocess.py [--rounds 3] [--sequences 500000]
+usage: python benchmarks/bench_preprocess.py [--rounds 3] [--sequences 300000]
 """
 
 import argparse
@@ -72,7 +72,7 @@ def main() -> None:
     """Measure in turn, print and record."""
     options = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     options.add_argument("--rounds", type=int, default=3)
-    options.add_argument("--sequences", type=int, default=500_000)
+    options.add_argument("--sequences", type=int, default=300_000)
     given = options.parse_args()
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     with tempfile.TemporaryDirectory() as temporary:

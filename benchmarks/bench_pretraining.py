@@ -5,7 +5,7 @@ The peers are transformers' EsmForMaskedLM (bf16 autocast, SDPA, batches of 16 p
 same on batches grouped by length as transformers' Trainer does, and megatron-core's own BertModel (bf16 weights, its
 DotProductAttention, padded to 512). Padding, <cls> and <eos> count for none. Each has a process of its own, with the
 environment its user would have.
-usage: python benchmarks/bench_pretraining.py [--shapes 8m] [--rounds 3] [--seconds 4] [--precision bf16]
+usage: python benchmarks/bench_pretraining.py [--shapes 8m] [--rounds 2] [--seconds 3] [--precision bf16]
 """
 
 import argparse
@@ -157,8 +157,8 @@ def main() -> None:
     """Measure in turn, print and record."""
     options = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     options.add_argument("--shapes", nargs="+", choices=SHAPES, default=["8m"])
-    options.add_argument("--rounds", type=int, default=3)
-    options.add_argument("--seconds", type=float, default=4.0)
+    options.add_argument("--rounds", type=int, default=2)
+    options.add_argument("--seconds", type=float, default=3.0)
     options.add_argument("--precision", choices=("bf16", "fp32"), default="bf16")
     given = options.parse_args()
     with tempfile.TemporaryDirectory() as temporary:

@@ -3,7 +3,7 @@
 Both read the same indexed corpus in random order. The peer is `BERTMaskedWordPieceDataset`, one sequence a sample,
 single tokens masked, padded to 512. Real tokens count (residues, <cls>, <eos>), padding does not. Also printed: the
 share of padding, and the time of a plan for 34,353,433 sequences, as many as TAPE's Pfam has.
-usage: python benchmarks/bench_rows.py [--rounds 3] [--seconds 2]
+usage: python benchmarks/bench_rows.py [--rounds 3] [--seconds 1]
 """
 
 import argparse
@@ -115,7 +115,7 @@ def main() -> None:
     """Measure in turn, print and record."""
     options = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     options.add_argument("--rounds", type=int, default=3)
-    options.add_argument("--seconds", type=float, default=2.0)
+    options.add_argument("--seconds", type=float, default=1.0)
     given = options.parse_args()
     torch.set_num_threads(1)
     results = [plan_of_pfam()]
